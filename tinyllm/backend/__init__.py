@@ -1,0 +1,16 @@
+"""Everything that touches raw arrays: NumPy is the specification, CUDA an override.
+
+`table.py` has the Backend and `use`, `primitives.py` the functions, `random.py` the generator, `nf4.py` the packing of
+four-bit weights, `device.py` what to say when there is no GPU. Read next: `table.py`.
+"""
+
+from __future__ import annotations
+
+import numpy
+
+from tinyllm.backend.primitives import specification
+from tinyllm.backend.table import BACKENDS, Backend, of, use
+
+BACKENDS["numpy"] = Backend("numpy", numpy, specification())
+
+__all__ = ["BACKENDS", "Backend", "of", "use"]

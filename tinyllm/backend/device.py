@@ -1,0 +1,123 @@
+"""Where arrays are made: ``set_device("cpu")`` or ``set_device("cuda")``, and one sentence for why CUDA is not there.
+
+CuPy's own ``is_available()`` says False for half a dozen reasons; `probe` asks step by step and names the one that
+holds. CuPy is imported only when somebody asks for it. Read next: `table.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from tinyllm.backend.table import BACKENDS
+
+NO_DEVICE, DRIVER_TOO_OLD = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
+GO_ON = "Use set_device('cpu') to go on without a GPU."
+
+_device = "cpu"
+
+
+class BackendUnavailable(RuntimeError):
+    """A device was asked for that cannot be used here."""
+
+
+def device() -> str:
+    """The device in use, ``"cpu"`` or ``"cuda"``."""
+    return _device
+
+
+def set_device(name: str) -> None:
+    """Choose where arrays are made from now on.
+
+    Parameters
+    ----------
+    name : {"cpu", "cuda"}
+
+    Raises
+    ------
+    BackendUnavailable
+        With the one reason why CUDA cannot be used, and what to do. The device stays what it was.
+    ValueError
+        If there is no device of that name.
+    """
+    global _device
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"there is no device {name!r}; there are 'cpu' and 'cuda'")
+    if name == "cuda":
+        reason = probe()
+        if reason is not None:
+            raise BackendUnavailable(f"{reason} {GO_ON}")
+    _device = name
+
+
+def probe() -> str | None:
+    """Why CUDA cannot be used here, as one sentence; None if it can."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        if error.name not in (None, "cupy"):
+            return f"CuPy is installed but does not import ({error})."
+        return "CuPy is not installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', to match the driver."
+    except Exception as error:  # a broken installation may raise anything
+        return f"CuPy is installed but does not import ({_first_line(error)})."
+    found = f"CuPy {getattr(cupy, '__version__', '')}".rstrip()
+    for ask in (_driver_and_device, _toolkit, _one_kernel):
+        reason = ask(cupy)
+        if reason is not None:
+            return f"{found} is installed, but {reason}."
+    if "cuda" not in BACKENDS:
+        return f"{found} works here, but this version of tinyllm has no CUDA backend yet."
+    return None
+
+
+def _driver_and_device(cupy: Any) -> str | None:
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except RuntimeError as error:  # CUDARuntimeError is one
+        driver = runtime.driverGetVersion()
+        status = getattr(error, "status", None)
+        if driver == 0:
+            return "this machine has no NVIDIA driver"
+        if status == DRIVER_TOO_OLD:
+            return (
+                f"the NVIDIA driver is too old: it supports CUDA {_version(driver)}, and CuPy was built for "
+                f"{_version(runtime.runtimeGetVersion())} (update the driver, or install the CuPy for its version)"
+            )
+        if status == NO_DEVICE:
+            return "the driver finds no GPU (is one there, and does CUDA_VISIBLE_DEVICES not hide it?)"
+        return f"the driver does not answer ({_first_line(error)})"
+    return None if count else "the driver finds no GPU (is one there, and does CUDA_VISIBLE_DEVICES not hide it?)"
+
+
+def _toolkit(cupy: Any) -> str | None:
+    missing = []
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (ImportError, RuntimeError, AttributeError):  # without its library, each of them happens
+        missing.append("nvrtc")
+    try:
+        cupy.cuda.cublas  # noqa: B018  an attribute that is loaded on first use, not a module to import
+    except (ImportError, RuntimeError, AttributeError):
+        missing.append("cublas")
+    if not missing:
+        return None
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{' and '.join(missing)} of the CUDA toolkit {verb} missing (install CuPy with [ctk] after its name)"
+
+
+def _one_kernel(cupy: Any) -> str | None:
+    # Only this proves compile, launch and copy.
+    try:
+        answer = float((cupy.arange(4, dtype="f") + 1).sum())
+    except Exception as error:
+        return f"a first kernel fails ({_first_line(error)})"
+    return None if answer == 10 else f"a first kernel gives {answer} where 10 is right"
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
