@@ -1,0 +1,209 @@
+"""The operations of a neural network, each with its rules; names follow ``torch.nn.functional``.
+
+The arithmetic inside them is the backend's (`backend/primitives.py`), called through the table. Read next: `frozen.py`
+for weights that store less, `nn.py` for the layers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tinyllm.backend import random
+from tinyllm.backend.table import of
+from tinyllm.tensor import Tensor, op
+
+IGNORE = -100  # the label of a position that shall not count, as in PyTorch
+
+
+def softmax(x: Tensor) -> Tensor:
+    """e^x / sum e^x over the last axis; x (..., n)."""
+    be = of(x.data)
+    y = be.softmax(x.data)
+    return op(y, (x, lambda g: be.softmax_backward(g, y)))
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """x - log(sum e^x) over the last axis; x (..., n)."""
+    xp = of(x.data).xp
+    y = x.data - x.data.max(axis=-1, keepdims=True)
+    y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
+    return op(y, (x, lambda g: g - xp.exp(y) * g.sum(axis=-1, keepdims=True)))
+
+
+def gelu(x: Tensor, approximate: bool = False) -> Tensor:
+    """x * Phi(x), through erf or by GPT-2's tanh formula."""
+    be, a = of(x.data), x.data
+    return op(be.gelu(a, approximate), (x, lambda g: be.gelu_backward(g, a, approximate)))
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    be, a = of(x.data), x.data
+
+    def silu_rule(g: Any) -> Any:
+        s = be.sigmoid(a)
+        return g * (s * (1 + a * (1 - s)))
+
+    return op(a * be.sigmoid(a), (x, silu_rule))
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, the middle of SwiGLU; keeps its two inputs and nothing else."""
+    be, a, b = of(gate.data), gate.data, up.data
+    return op(be.silu_mul(a, b), ((gate, up), lambda g, needs: be.silu_mul_backward(g, a, b)))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,)."""
+    be, a, w = of(x.data), x.data, weight.data
+    y, inverse = be.rms_norm(a, w, eps)
+    return op(
+        y,
+        (x, lambda g: be.rms_norm_backward(g, a, w, inverse)),
+        (weight, lambda g: (g * (a * inverse)).reshape(-1, a.shape[-1]).sum(axis=0)),
+    )
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; x (..., n), weight and bias (n,)."""
+    be, a, w = of(x.data), x.data, weight.data
+    y, mean, inverse = be.layer_norm(a, w, bias.data, eps)
+    n = a.shape[-1]
+    return op(
+        y,
+        (x, lambda g: be.layer_norm_backward(g, a, w, mean, inverse)),
+        (weight, lambda g: (g * ((a - mean) * inverse)).reshape(-1, n).sum(axis=0)),
+        (bias, lambda g: g.reshape(-1, n).sum(axis=0)),
+    )
+
+
+def rope(x: Tensor, cos: Any, sin: Any) -> Tensor:
+    """Rotary positions; x (batch, heads, time, n), the arrays cos and sin (batch or 1, 1, time, n/2)."""
+    be = of(x.data)
+    return op(be.rope(x.data, cos, sin), (x, lambda g: be.rope(g, cos, -sin)))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, starts: Any = None, scale: float | None = None) -> Tensor:
+    """Causal grouped-query attention; keeps q, k and v, and computes the probabilities again backward.
+
+    Parameters
+    ----------
+    q : Tensor (batch, heads, time, n)
+    k, v : Tensor (batch, kv_heads, keys, n)
+        The queries are the last `time` of the `keys` positions.
+    starts : int array (batch, time), optional
+        The first key each query may see, 0 <= start <= the query's own position.
+    scale : float
+        1/sqrt(n) by default.
+
+    Raises
+    ------
+    ValueError
+        If heads is not a multiple of kv_heads or there are more queries than keys.
+    """
+    if q.shape[1] % k.shape[1] or k.shape != v.shape or q.shape[2] > k.shape[2]:
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape}, v {v.shape}: heads must be a multiple of the key heads, k and v "
+            "alike, and no more queries than keys"
+        )
+    be, a, b, c = of(q.data), q.data, k.data, v.data
+    scale = 1 / math.sqrt(a.shape[-1]) if scale is None else scale
+    return op(
+        be.attention(a, b, c, scale, starts),
+        ((q, k, v), lambda g, needs: be.attention_backward(g, a, b, c, scale, starts)),
+    )
+
+
+def embedding(weight: Tensor, ids: Any) -> Tensor:
+    """Rows of `weight` (rows, n) by the integer array `ids` (...): (..., n)."""
+    be, rows = of(weight.data), weight.shape[0]
+    return op(weight.data[ids], (weight, lambda g: be.embedding_grad(g, ids, rows)))
+
+
+def dropout(x: Tensor, p: float, training: bool = True, generator: random.Generator | None = None) -> Tensor:
+    """Set elements to 0 with probability `p` and scale the others by 1/(1-p); nothing outside training.
+
+    The mask is not kept: backward makes it again from the generator's position.
+
+    Raises
+    ------
+    ValueError
+        If `p` is not in [0, 1).
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
+    if not training or p == 0:
+        return x
+    be, shape, dtype = of(x.data), x.shape, x.dtype
+    state = (generator or random.default).take(-(-x.size // 4))
+    return op(
+        x.data * be.dropout_mask(state, shape, p, dtype),
+        (x, lambda g: g * be.dropout_mask(state, shape, p, dtype)),
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias; x (..., in), weight (out, in), bias (out,): (..., out).
+
+    Raises
+    ------
+    ValueError
+        If the sizes do not fit.
+    """
+    a, w = x.data, weight.data
+    if a.shape[-1] != w.shape[1]:
+        raise ValueError(f"linear: the input has {a.shape[-1]} features, the weight {w.shape} takes {w.shape[1]}")
+    n_in, n_out, shape = w.shape[1], w.shape[0], a.shape
+    rows = a.reshape(-1, n_in)
+    y = (rows @ w.T).reshape(*shape[:-1], n_out)
+    edges = [
+        (x, lambda g: (g.reshape(-1, n_out) @ w).reshape(shape)),
+        (weight, lambda g: g.reshape(-1, n_out).T @ rows),
+    ]
+    if bias is not None:
+        y += bias.data
+        edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
+    return op(y, *edges)
+
+
+def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
+    """The mean of -log softmax(logits)[target] over the positions whose target is not -100.
+
+    Parameters
+    ----------
+    logits : Tensor (..., classes)
+    targets : int array (...)
+
+    Raises
+    ------
+    ValueError
+        If every target is -100, or one is outside the classes.
+    """
+    be, shape = of(logits.data), logits.shape
+    rows = logits.data.reshape(-1, shape[-1])
+    labels = check_targets(be.xp.asarray(targets).reshape(-1), shape[-1])
+    losses, lse = be.cross_entropy(rows, labels)
+    n = count_live(labels)
+
+    def cross_entropy_rule(g: Any) -> Any:
+        each = be.xp.broadcast_to(g / n, labels.shape)
+        return be.cross_entropy_backward(each, rows, labels, lse).reshape(shape)
+
+    return op(losses.sum() / n, (logits, cross_entropy_rule))
+
+
+def count_live(labels: Any) -> int:
+    """How many labels count."""
+    n = int((labels != IGNORE).sum())
+    if n == 0:
+        raise ValueError("every target is -100 (ignored), so there is nothing to learn from; check the loss mask")
+    return n
+
+
+def check_targets(labels: Any, classes: int) -> Any:
+    """The labels, if each is -100 or a class."""
+    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        raise ValueError(f"target {int(labels[wrong][0])} is outside 0..{classes - 1} (and is not -100, which is ignored)")
+    return labels

@@ -1,0 +1,1 @@
+"""Looking at what the engine does: what is kept, whether a gradient is right, the graph as a picture."""

@@ -1,0 +1,168 @@
+"""A picture of the graph behind a tensor, as SVG text: one box an operation, inputs above, the result below.
+
+The layout is Sugiyama's: every node stands one row above the earliest that uses it, long edges get a bend in each row
+they cross, rows are sorted by the mean place of their neighbours. Read next: `kept.py`, what the boxes keep.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tinyllm.inspect.kept import operation_of
+from tinyllm.tensor import Node, Tensor, _inputs, _topological
+
+ROW, BOX, GAP, LETTER = 46, 22, 14, 6.6  # row pitch, box height, room between boxes, width of a letter, in pixels
+PULL = 0.93
+STYLE = """
+text { font: 11px ui-monospace, Menlo, Consolas, monospace; text-anchor: middle; fill: #1f2328; }
+rect.operation { fill: #ffffff; stroke: #57606a; } rect.leaf { fill: #dbeafe; stroke: #3b82f6; }
+rect.result { fill: #dcfce7; stroke: #16a34a; } path { fill: none; stroke: #8c959f; }
+"""
+
+
+def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -> str:
+    """Draw the graph that `loss.backward()` would walk.
+
+    Parameters
+    ----------
+    loss : Tensor
+        Recorded, and not used by a backward yet.
+    model : Module, optional
+        Gives the leaves their names.
+    path : str or Path, optional
+        A file to write the picture to.
+
+    Returns
+    -------
+    str
+        A whole SVG document. Readable up to about 200 nodes.
+
+    Raises
+    ------
+    RuntimeError
+        If `loss` needs no gradient (there is no graph), or its graph was used already.
+    """
+    if loss.node is None:
+        raise RuntimeError("there is no graph to draw: this tensor needs no gradient")
+    nodes = _topological(loss.node)
+    names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+    labels = {node: _label(node, names) for node in nodes}
+
+    depth = dict.fromkeys(nodes, 0)  # the longest way down to the result
+    for node in reversed(nodes):
+        for source in _inputs(node):
+            depth[source] = max(depth[source], depth[node] + 1)
+    height = max(depth.values())
+    rows: list[list[Any]] = [[] for _ in range(height + 1)]
+    for node in nodes:
+        rows[height - depth[node]].append(node)
+
+    chains: list[list] = []  # a chain is one edge with its bends
+    links: list[tuple] = []  # their pieces
+    for node in nodes:
+        for source in _inputs(node):
+            chain: list[Any] = [source]
+            for row in range(height - depth[source] + 1, height - depth[node]):
+                bend = ("bend", len(chains), row)
+                rows[row].append(bend)
+                chain.append(bend)
+            chain.append(node)
+            chains.append(chain)
+            links += list(zip(chain, chain[1:], strict=False))
+    above: dict[Any, list] = {}
+    below: dict[Any, list] = {}
+    for top, bottom in links:
+        above.setdefault(bottom, []).append(top)
+        below.setdefault(top, []).append(bottom)
+
+    widths = {item: LETTER * len(labels[item]) + 16 if item in labels else 4.0 for row in rows for item in row}
+    x = _places(rows, above, below, widths)
+    left = min(x[i] - widths[i] / 2 for i in x)
+    right = max(x[i] + widths[i] / 2 for i in x)
+    y = {item: GAP + BOX / 2 + r * ROW for r, row in enumerate(rows) for item in row}
+    x = {item: x[item] - left + GAP for item in x}
+    text = _draw(chains, labels, x, y, widths, loss.node, right - left + 2 * GAP, len(rows))
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def _label(node: Node, names: dict[int, str]) -> str:
+    if node.leaf is None:
+        return operation_of(node.edges[0][1]) if node.edges else "?"
+    leaf = node.leaf()
+    if leaf is None:
+        return "(gone)"
+    name = names.get(id(leaf))
+    shape = "x".join(map(str, leaf.shape)) or "one number"
+    return f"{name} {shape}" if name else shape
+
+
+def _places(rows: list[list], above: dict, below: dict, widths: dict) -> dict[Any, float]:
+    """An x for every item: rows sorted by the mean place of their neighbours, then pulled towards them."""
+    x: dict[Any, float] = {}
+    for row in rows:
+        x.update(_apart(row, dict.fromkeys(row, 0.0), widths))
+    for sweep in range(16):
+        down = sweep % 2 == 0
+        near = above if down else below
+        for row in rows if down else reversed(rows):
+            wish = {item: _mean([x[n] for n in near.get(item, ())], x[item]) for item in row}
+            if sweep < 12:  # the last sweeps keep the order and only straighten
+                row.sort(key=wish.__getitem__)
+            else:
+                wish = {i: _mean([x[n] for n in (*above.get(i, ()), *below.get(i, ()))], x[i]) for i in row}
+            # A slight pull to the middle, or a deep graph drifts sideways.
+            x.update(_apart(row, {item: PULL * place for item, place in wish.items()}, widths))
+    return x
+
+
+def _apart(row: list, wish: dict, widths: dict) -> dict[Any, float]:
+    """Places near the wishes, in the row's order, without overlap: runs of boxes that touch share their shift."""
+    offset, edge = {}, 0.0
+    for item in row:
+        offset[item] = edge + widths[item] / 2
+        edge += widths[item] + GAP
+    # With w = wish - offset, a placing without overlap is a rising sequence nearest to w: pool adjacent violators.
+    pools: list[list] = []
+    for item in row:
+        pools.append([wish[item] - offset[item], 1])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            value, n = pools.pop()
+            pools[-1] = [(pools[-1][0] * pools[-1][1] + value * n) / (pools[-1][1] + n), pools[-1][1] + n]
+    shifts = [value for value, n in pools for _ in range(n)]
+    return {item: offset[item] + shift for item, shift in zip(row, shifts, strict=True)}
+
+
+def _mean(values: list[float], otherwise: float) -> float:
+    return sum(values) / len(values) if values else otherwise
+
+
+def _draw(chains: list, labels: dict, x: dict, y: dict, widths: dict, result: Node, width: float, height: int) -> str:
+    w, h = round(width), round((height - 1) * ROW + BOX + 2 * GAP)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}">',
+        f'<style>{STYLE}</style><rect width="{w}" height="{h}" style="fill:#ffffff"/>',
+    ]
+    for chain in chains:
+        points = [(x[item], y[item]) for item in chain]
+        d = f"M{points[0][0]:.1f} {points[0][1] + BOX / 2:.1f}"
+        for i, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
+            top = ay + BOX / 2
+            bottom = by - BOX / 2
+            if i:  # straight past the boxes of the row the bend is in
+                d += f"V{top:.1f}"
+            d += f"C{ax:.1f} {top + 12:.1f} {bx:.1f} {bottom - 12:.1f} {bx:.1f} {bottom:.1f}"
+        out.append(f'<path d="{d}"/>')
+    for node, label in labels.items():
+        kind = "result" if node is result else "operation" if node.leaf is None else "leaf"
+        a, b, size = x[node], y[node], widths[node]
+        out.append(
+            f'<rect class="{kind}" x="{a - size / 2:.1f}" y="{b - BOX / 2:.1f}" width="{size:.1f}" '
+            f'height="{BOX}" rx="4"/>'
+            f'<text x="{a:.1f}" y="{b + 4:.1f}">{escape(label)}</text>'
+        )
+    out.append("</svg>\n")
+    return "\n".join(out)
