@@ -1,0 +1,265 @@
+"""Frozen weights that store less than float32: half precision (16 bits) or NF4 (4.127 bits a weight).
+
+A `FrozenWeight` never becomes a float matrix: `frozen_linear` multiplies tile by tile, and its rule names the *packed*
+weight and unpacks it again on the way back. That is what makes QLoRA smaller than LoRA. Read next: `nn.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd, prod
+from typing import Any
+
+import numpy as np
+
+from tinyllm.backend.table import of
+from tinyllm.double_quant import dequantize_absmax, quantize_absmax
+from tinyllm.nf4 import check_block_size, refuse_non_finite
+from tinyllm.tensor import Tensor, op
+
+TILE_BYTES = 1 << 20  # a tile that stays in the second-level cache
+
+
+class FrozenWeight:
+    """What a stored weight must offer; see `HalfWeight` and `NF4Weight`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+        The dtype it computes in.
+    storage : str
+        ``"float16"``, ``"bfloat16"`` or ``"nf4"``.
+    nbytes : int
+        What it really occupies.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    storage: str
+    nbytes: int
+    requires_grad = False
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    def rows(self, start: int, stop: int, out: Any) -> Any:
+        """Rows start..stop as floats, (stop - start, columns), written into `out`."""
+        raise NotImplementedError
+
+    def take(self, ids: Any) -> Any:
+        """Rows by index, for embeddings: (..., columns)."""
+        raise NotImplementedError
+
+    def step(self) -> int:
+        """The fewest rows at which a tile may end."""
+        return 1
+
+    def tiles(self) -> Iterator[tuple[slice, Any]]:
+        """Pairs of a row range and its floats. A tile is valid until the next one: they share a buffer."""
+        n, columns = self.shape
+        step = self.step()
+        height = min(n, max(1, TILE_BYTES // (columns * self.dtype.itemsize) // step) * step)
+        buffer = self.xp.empty((height, columns), self.dtype)
+        for start in range(0, n, height):
+            stop = min(start + height, n)
+            yield slice(start, stop), self.rows(start, stop, buffer[: stop - start])
+
+    @property
+    def xp(self) -> Any:
+        raise NotImplementedError
+
+    def dense(self) -> Any:
+        """The whole weight as floats: for merging and for looking at it."""
+        return self.rows(0, self.shape[0], self.xp.empty(self.shape, self.dtype))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, storage={self.storage!r}, {self.nbytes:,} bytes)"
+
+
+class HalfWeight(FrozenWeight):
+    """A weight stored as float16 or bfloat16, rounded to nearest even.
+
+    Parameters
+    ----------
+    bits : uint16 array
+        The 16-bit patterns.
+    storage : {"float16", "bfloat16"}
+    dtype : dtype
+        What it computes in.
+    """
+
+    def __init__(self, bits: Any, storage: str, dtype: Any = np.float32):
+        self.bits, self.storage = bits, storage
+        self.shape, self.dtype, self.nbytes = bits.shape, np.dtype(dtype), bits.nbytes
+
+    @classmethod
+    def quantize(cls, w: Any, storage: str, name: str = "") -> HalfWeight:
+        """Round an array to half precision. Raises ValueError for values that overflow it or are not finite."""
+        refuse_non_finite(w, name)
+        if storage == "float16":
+            with np.errstate(over="ignore"):
+                half = w.astype(np.float16)
+            refuse_non_finite(half, name, because="it overflows float16; use storage='bfloat16'")
+            bits = half.view(np.uint16)
+        else:
+            with np.errstate(over="ignore"):
+                bits = to_bfloat16(w)
+            refuse_non_finite(from_bfloat16(bits), name, because="it overflows bfloat16; use storage='float32'")
+        return cls(bits, storage, w.dtype)
+
+    @property
+    def xp(self) -> Any:
+        return of(self.bits).xp
+
+    def _widen(self, bits: Any, out: Any) -> Any:
+        if self.storage == "float16":
+            out[...] = bits.view(np.float16)
+        else:
+            out[...] = from_bfloat16(bits)
+        return out
+
+    def rows(self, start: int, stop: int, out: Any) -> Any:
+        return self._widen(self.bits[start:stop], out)
+
+    def take(self, ids: Any) -> Any:
+        bits = self.bits[ids]
+        return self._widen(bits, self.xp.empty(bits.shape, self.dtype))
+
+
+def to_bfloat16(w: Any) -> Any:
+    """The upper 16 bits of each float32, rounded to nearest, ties to even; uint16 of the same shape."""
+    bits = np.ascontiguousarray(w, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: Any) -> Any:
+    """The float32 each bfloat16 pattern stands for: the same bits with 16 zeros below."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+class NF4Weight(FrozenWeight):
+    """A weight in NF4, single or double quantised (Dettmers et al. 2023, arXiv 2305.14314).
+
+    Parameters
+    ----------
+    packed : uint8 ((n + 1) // 2,)
+        Two codes a byte over the flattened weight.
+    absmax : float32 (blocks,) or (codes uint8 (blocks,), float32 (ceil(blocks / 256),), float32)
+        The scales, or the three parts of double quantised ones.
+    shape : tuple of int
+    block_size : int
+    dtype : dtype
+    """
+
+    storage = "nf4"
+
+    def __init__(self, packed: Any, absmax: Any, shape: tuple[int, ...], block_size: int = 64, dtype: Any = np.float32):
+        self.packed, self.absmax = packed, absmax
+        self.shape, self.block_size, self.dtype = tuple(shape), block_size, np.dtype(dtype)
+
+    @classmethod
+    def quantize(cls, w: Any, block_size: int = 64, double_quant: bool = True, name: str = "") -> NF4Weight:
+        """Quantise an array. Raises ValueError if it holds non-finite values or the block size is not allowed."""
+        check_block_size(block_size)
+        refuse_non_finite(w, name)
+        be = of(w)
+        with np.errstate(over="ignore"):
+            flat = be.xp.ascontiguousarray(w, dtype=np.float32).reshape(-1)
+        if w.dtype == np.float64:
+            refuse_non_finite(flat.reshape(w.shape), name, because="NF4 holds only what is finite in float32")
+        packed, absmax = be.nf4_quantize(flat, block_size)
+        return cls(packed, quantize_absmax(absmax) if double_quant else absmax, w.shape, block_size, w.dtype)
+
+    @property
+    def double_quant(self) -> bool:
+        return isinstance(self.absmax, tuple)
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        scales = sum(part.nbytes for part in self.absmax) if self.double_quant else self.absmax.nbytes
+        return self.packed.nbytes + scales
+
+    @property
+    def xp(self) -> Any:
+        return of(self.packed).xp
+
+    def step(self) -> int:
+        columns = self.shape[1]
+        rows = self.block_size // gcd(columns, self.block_size)
+        # Nested scales are cut at their own blocks of 256 only when read; a tile needs whole first-level blocks.
+        return rows
+
+    def scales(self, start: int, stop: int) -> Any:
+        """The float32 scales of blocks start..stop."""
+        if not self.double_quant:
+            return self.absmax[start:stop]
+        codes, nested, offset = self.absmax
+        first = start // 256 * 256
+        return dequantize_absmax(codes[first:stop], nested[first // 256 : -(-stop // 256)], offset)[start - first :]
+
+    def rows(self, start: int, stop: int, out: Any) -> Any:
+        columns = self.shape[1] if len(self.shape) == 2 else prod(self.shape[1:])
+        a, b = start * columns, stop * columns
+        if a % self.block_size:
+            raise ValueError(f"row {start} begins inside a block of {self.block_size}; start at a multiple of {self.step()} rows")
+        scales = self.scales(a // self.block_size, -(-b // self.block_size))
+        be = of(self.packed)
+        if out.dtype == np.float32:
+            be.nf4_dequantize(self.packed, scales, self.block_size, b - a, start=a, out=out.reshape(-1))
+        else:
+            flat = be.nf4_dequantize(self.packed, scales, self.block_size, b - a, start=a)
+            out[...] = flat.reshape(out.shape)
+        return out
+
+    def take(self, ids: Any) -> Any:
+        flat = self.xp.asarray(ids).reshape(-1)
+        y = self.xp.empty((len(flat), self.shape[1]), self.dtype)
+        step = self.step()
+        for i, row in enumerate(flat.tolist()):
+            first = row // step * step
+            last = min(first + step, self.shape[0])
+            y[i] = self.rows(first, last, self.xp.empty((last - first, self.shape[1]), self.dtype))[row - first]
+        return y.reshape(*ids.shape, self.shape[1])
+
+
+def store(w: Any, storage: str, name: str = "", block_size: int = 64, double_quant: bool = True) -> FrozenWeight:
+    """An array as a FrozenWeight; `storage` is "float16", "bfloat16" or "nf4"."""
+    if storage == "nf4":
+        return NF4Weight.quantize(w, block_size, double_quant, name)
+    return HalfWeight.quantize(w, storage, name)
+
+
+def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias, tile by tile; x (..., in), weight (out, in): (..., out).
+
+    The rule for x names the stored weight, so no float copy of a layer outlives a tile.
+    """
+    n_out, n_in = weight.shape
+    shape = x.shape
+    if shape[-1] != n_in:
+        raise ValueError(f"linear: the input has {shape[-1]} features, the weight {weight.shape} takes {n_in}")
+    rows = x.data.reshape(-1, n_in)
+    y = weight.xp.empty((len(rows), n_out), x.dtype)
+    for part, w in weight.tiles():
+        y[:, part] = rows @ w.T
+
+    def frozen_linear_rule(g: Any) -> Any:
+        g = g.reshape(-1, n_out)
+        gx = weight.xp.zeros((len(g), n_in), g.dtype)
+        for part, w in weight.tiles():
+            gx += g[:, part] @ w
+        return gx.reshape(shape)
+
+    y = y.reshape(*shape[:-1], n_out)
+    edges: list = [(x, frozen_linear_rule)]
+    if bias is not None:
+        y += bias.data
+        edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
+    return op(y, *edges)
+
+
+def frozen_embedding(weight: FrozenWeight, ids: Any) -> Tensor:
+    """Rows of a stored weight; nothing in it trains."""
+    return Tensor(weight.take(ids))
