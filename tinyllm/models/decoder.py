@@ -1,0 +1,263 @@
+"""The decoder transformer: attention, MLP, block, model; read from top to bottom.
+
+Shapes: batch, time, channel (the hidden size), heads, n (channels of a head). Read next: `lora.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tinyllm import functional as F
+from tinyllm.backend import random
+from tinyllm.backend.table import of
+from tinyllm.frozen import FrozenWeight, store
+from tinyllm.head import linear_cross_entropy
+from tinyllm.models.cache import KVCache
+from tinyllm.models.config import DecoderConfig
+from tinyllm.models.positions import check_ids, positions_and_starts, rope_tables
+from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
+from tinyllm.ops import split
+from tinyllm.tensor import Parameter, Tensor, checkpoint
+
+STORAGES = ("float32", "float16", "bfloat16", "nf4")
+
+
+def make_norm(config: DecoderConfig, dtype: Any) -> Module:
+    kind = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}[config.norm]
+    return kind(config.hidden_size, config.norm_eps, dtype)
+
+
+class Attention(Module):
+    """Causal self-attention with grouped-query heads."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any):
+        self.heads, self.kv_heads, self.n = config.num_heads, config.num_kv_heads, config.head_dim
+        q_size, kv_size = self.heads * self.n, self.kv_heads * self.n
+        self.sizes = (q_size, kv_size, kv_size)
+        hidden, bias = config.hidden_size, config.bias
+        if config.qkv == "fused":
+            self.qkv_proj = Linear(hidden, sum(self.sizes), bias, dtype, init=False)
+        else:
+            self.q_proj = Linear(hidden, q_size, bias, dtype, init=False)
+            self.k_proj = Linear(hidden, kv_size, bias, dtype, init=False)
+            self.v_proj = Linear(hidden, kv_size, bias, dtype, init=False)
+        self.out_proj = Linear(q_size, hidden, bias, dtype, init=False)
+
+    def forward(self, x: Tensor, rope: tuple | None, starts: Any, cache: KVCache | None, layer: int) -> Tensor:
+        if hasattr(self, "qkv_proj"):
+            q, k, v = split(self.qkv_proj(x), self.sizes)  # (batch, time, heads * n)
+        else:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        batch, time = x.shape[:2]
+        q = q.reshape(batch, time, self.heads, self.n).swapaxes(1, 2)  # (batch, heads, time, n)
+        k = k.reshape(batch, time, self.kv_heads, self.n).swapaxes(1, 2)  # (batch, kv_heads, time, n)
+        v = v.reshape(batch, time, self.kv_heads, self.n).swapaxes(1, 2)
+        if rope is not None:
+            q, k = F.rope(q, *rope), F.rope(k, *rope)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (batch, kv_heads, past + time, n)
+        y = F.attention(q, k, v, starts)  # (batch, heads, time, n)
+        return self.out_proj(y.swapaxes(1, 2).reshape(batch, time, self.heads * self.n))
+
+
+class MLP(Module):
+    """Two layers with GELU, or three with SwiGLU."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any):
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.bias
+        self.activation = config.activation
+        if self.activation == "swiglu":
+            self.gate_proj = Linear(hidden, inner, bias, dtype, init=False)
+        self.up_proj = Linear(hidden, inner, bias, dtype, init=False)
+        self.down_proj = Linear(inner, hidden, bias, dtype, init=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activation == "swiglu":
+            return self.down_proj(F.silu_mul(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.activation == "gelu_tanh"))
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any):
+        self.input_layernorm = make_norm(config, dtype)
+        self.self_attn = Attention(config, dtype)
+        self.post_attention_layernorm = make_norm(config, dtype)
+        self.mlp = MLP(config, dtype)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope: tuple | None, starts: Any, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rope, starts, cache, layer))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class DecoderModel(Module):
+    """A decoder-only transformer.
+
+    Parameters
+    ----------
+    vocab_size, hidden_size, num_layers : int
+    num_heads : int, optional
+        ``max(1, hidden_size // 64)`` by default.
+    storage : {"float32", "float16", "bfloat16", "nf4"}
+        What the weights of the decoder's linear layers are kept as. With "float16" and "bfloat16" embedding and head
+        too; with "nf4" they are kept as float16. Anything but "float32" is frozen for good. Converted weight by weight,
+        so that no float copy of the model ever exists.
+    dtype : dtype
+        float32, or float64 for exact gradients.
+    seed : int, optional
+        Initialise from this seed rather than from the default generator.
+    init : callable or None
+        ``init(name, shape) -> array`` gives each weight instead of the normal initialisation (used by
+        ``from_pretrained``).
+    **config
+        The other fields of `DecoderConfig`.
+
+    Examples
+    --------
+    >>> model = DecoderModel(vocab_size=100, hidden_size=64, num_layers=2)
+    >>> model(np.array([[1, 2, 3]])).shape
+    (1, 3, 100)
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int | None = None,
+        *,
+        storage: str = "float32",
+        dtype: Any = np.float32,
+        seed: int | None = None,
+        init: Callable[[str, tuple[int, ...]], Any] | None = None,
+        **config: Any,
+    ):
+        if storage not in STORAGES:
+            raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}")
+        self.config = c = DecoderConfig(vocab_size, hidden_size, num_layers, num_heads or 0, **config)
+        self.dtype = np.dtype(dtype)
+        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, dtype, init=False)
+        if c.positions == "learned":
+            self.embed_positions = Embedding(c.max_seq_len, c.hidden_size, dtype, init=False)
+        self.dropout = Dropout(c.dropout)
+        self.layers = [Block(c, dtype) for _ in range(c.num_layers)]
+        self.norm = make_norm(c, dtype)
+        self.lm_head = Linear(c.hidden_size, c.vocab_size, False, dtype, init=False)
+        if c.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.checkpointing = False  # recompute each block in backward instead of keeping its activations
+        generator = random.default if seed is None else random.Generator(seed)
+        self._fill(init or (lambda name, shape: initial(name, shape, c, generator, self.dtype)), storage)
+
+    def _fill(self, init: Callable[[str, tuple[int, ...]], Any], storage: str) -> None:
+        for name, weight in list(self.named_weights()):
+            array = init(name, weight.shape)
+            if isinstance(array, FrozenWeight):  # a file's NF4 stays what it is
+                self.set_weight(name, array)
+                continue
+            array = np.asarray(array).astype(self.dtype, copy=False)
+            if array.shape != weight.shape:
+                raise ValueError(f"{name} should have shape {weight.shape}, not {array.shape}")
+            kept_as = self.storage_of(name, storage)
+            self.set_weight(name, Parameter(array) if kept_as == "float32" else store(array, kept_as, name))
+
+    @staticmethod
+    def storage_of(name: str, storage: str) -> str:
+        """What a weight is kept as under `storage`: vectors and positions always as floats."""
+        if storage == "float32" or name.endswith("bias") or "norm" in name or "embed_positions" in name:
+            return "float32"
+        if storage == "nf4" and ("embed_tokens" in name or "lm_head" in name):
+            return "float16"
+        return storage
+
+    def hidden(self, ids: Any, segment_ids: Any = None, attention_mask: Any = None, cache: KVCache | None = None) -> Tensor:
+        """The normed output of the last block, (batch, time, channel); parameters as in `forward`."""
+        c = self.config
+        ids = check_ids(ids, c.vocab_size)
+        past = cache.length if cache is not None else 0
+        if c.positions == "learned" and past + ids.shape[1] > c.max_seq_len:
+            raise ValueError(f"{past + ids.shape[1]} tokens do not fit into the {c.max_seq_len} learned positions; shorten the input")
+        positions, starts = positions_and_starts(ids.shape, past, segment_ids, attention_mask, cache)
+        x = self.embed_tokens(ids)  # (batch, time, channel)
+        rope = None
+        if c.positions == "learned":
+            x = x + self.embed_positions(positions)
+        else:
+            rope = rope_tables(positions, c.head_dim, c.rope_theta, self.dtype, of(x.data).xp)
+        x = self.dropout(x)
+        for i, layer in enumerate(self.layers):
+            if self.checkpointing and cache is None:
+                x = checkpoint(lambda x, layer=layer, i=i: layer(x, rope, starts, None, i), x)
+            else:
+                x = layer(x, rope, starts, cache, i)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return self.norm(x)
+
+    def forward(self, ids: Any, segment_ids: Any = None, attention_mask: Any = None, cache: KVCache | None = None) -> Tensor:
+        """Logits.
+
+        Parameters
+        ----------
+        ids : int array (batch, time)
+        segment_ids : int array (batch, time), optional
+            Packing: positions see only their own segment, and positions count from its start.
+        attention_mask : array (batch, time) of 0 and 1, optional
+            Padding on the left or on the right, as in transformers.
+        cache : KVCache, optional
+            Keys and values of earlier positions; appended to.
+
+        Returns
+        -------
+        Tensor (batch, time, vocabulary)
+        """
+        return self.lm_head(self.hidden(ids, segment_ids, attention_mask, cache))
+
+    def loss(self, ids: Any, targets: Any, segment_ids: Any = None, attention_mask: Any = None) -> Tensor:
+        """The mean token loss through the fused head; ``targets[b, t]`` labels position t, -100 is ignored.
+
+        Raises
+        ------
+        ValueError
+            If shapes differ, a target is outside the vocabulary, or every target is ignored.
+        """
+        targets = np.asarray(targets) if not hasattr(targets, "dtype") else targets
+        if tuple(targets.shape) != tuple(np.shape(ids)):
+            raise ValueError(f"ids have shape {np.shape(ids)} and targets {tuple(targets.shape)}; they must be alike")
+        x = self.hidden(ids, segment_ids, attention_mask)
+        if isinstance(self.lm_head, Linear):
+            return linear_cross_entropy(x, self.lm_head.weight, targets)
+        return F.cross_entropy(self.lm_head(x), targets)  # an adapted head
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+        """Read a Llama-family model from a folder; see `tinyllm.models.folder.load_pretrained`."""
+        from tinyllm.models.folder import load_pretrained  # it imports this module
+
+        return load_pretrained(folder, storage, dtype)
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write ``config.json`` and ``model.safetensors``; see `tinyllm.models.folder.save_pretrained`."""
+        from tinyllm.models.folder import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return asdict(self.config)
+
+
+def initial(name: str, shape: tuple[int, ...], config: DecoderConfig, generator: random.Generator, dtype: Any) -> Any:
+    """GPT-2's initialisation: N(0, 0.02), the projections that end in the residual divided by sqrt(2 * layers)."""
+    if name.endswith("bias"):
+        return np.zeros(shape, dtype)
+    if "norm" in name:
+        return np.ones(shape, dtype)
+    residual = name.endswith(("out_proj.weight", "down_proj.weight"))
+    return generator.normal(shape, 0.02 / (2 * config.num_layers) ** 0.5 if residual else 0.02, dtype)
