@@ -1,0 +1,155 @@
+"""Generation: the cache changes nothing, seeds repeat, and the distribution drawn from is what top-k and top-p say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tinyllm import assets
+from tinyllm.generate import generate, next_probabilities, stream
+from tinyllm.models import DecoderModel
+from tinyllm.models.config import llama_shape
+from tinyllm.tokenizer import Tokenizer
+
+VOCAB = 50
+
+
+def make(kind: str = "llama") -> DecoderModel:
+    shape = llama_shape(num_kv_heads=1) if kind == "llama" else {}
+    model = DecoderModel(VOCAB, 16, 2, 2, seed=3, dtype=np.float64, max_seq_len=24, tie_embeddings=False, **shape)
+    # Nearly flat logits would make greedy choices ties.
+    model.lm_head.weight.data *= 50
+    model.embed_tokens.weight.data *= 50
+    return model
+
+
+logits = arrays(np.float64, st.integers(1, 12), elements=st.floats(-30, 30, width=32))
+
+
+@given(logits, st.floats(0.05, 5), st.none() | st.integers(1, 15), st.none() | st.floats(0.01, 1))
+def test_it_is_a_distribution_over_the_likeliest(x, temperature, k, top_p):
+    p = next_probabilities(x, temperature, k, top_p)
+    assert p.dtype == np.float64 and p.shape == x.shape and (p >= 0).all()
+    assert abs(p.sum() - 1) <= 4 * len(x) * np.finfo(float).eps
+    if k is not None:
+        assert np.count_nonzero(p) <= k
+    # Nobody left out is likelier than one kept. (Logits may differ where probabilities have rounded to a tie.)
+    full = next_probabilities(x, temperature)
+    assert full[p > 0].min() >= full[p == 0].max(initial=0)
+
+
+@given(logits, st.floats(0.01, 1))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(x, top_p):
+    full = np.exp(x - x.max())
+    full /= full.sum()
+    kept = next_probabilities(x, 1.0, None, top_p) > 0
+    chosen = np.sort(full[kept])
+    slack = 4 * len(x) * np.finfo(float).eps  # sums in another order
+    assert chosen.sum() >= top_p - slack or kept.sum() >= np.count_nonzero(full)
+    assert chosen[1:].sum() < top_p + slack  # without its least likely member it falls short
+
+
+@given(logits, st.floats(0.1, 3))
+def test_no_limits_is_the_softmax(x, temperature):
+    e = np.exp(x / temperature - (x / temperature).max())
+    np.testing.assert_array_equal(next_probabilities(x, temperature), (e / e.sum()) / (e / e.sum()).sum())
+
+
+@given(logits)
+def test_top_k_of_1_is_greedy(x):
+    p, full = next_probabilities(x, 1.0, top_k=1), next_probabilities(x)
+    assert p.max() == 1 and np.count_nonzero(p) == 1 and full[p.argmax()] == full.max()
+
+
+def test_logits_that_round_to_a_tie():
+    x = np.array([0.0, 1e-45])  # the second is larger, and exp cannot tell
+    assert next_probabilities(x, top_k=1).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 0.8, "top_k": 5, "top_p": 0.9}]
+)
+def test_the_cache_changes_no_token(kind, settings):
+    model = make(kind)
+    cached = generate(model, [1, 2, 3], 21, **settings)
+    assert cached == generate(model, [1, 2, 3], 21, use_cache=False, **settings)
+    assert len(cached) == 21 and len(set(cached)) > 2
+
+
+def test_greedy_takes_the_argmax_of_the_whole_model():
+    model, ids = make(), [5, 6]
+    for token in generate(model, ids, 10):
+        assert token == model(np.array([ids])).numpy()[0, -1].argmax()
+        ids = [*ids, token]
+
+
+def test_the_same_seed_draws_the_same_text():
+    model = make()
+    texts = [generate(model, [1], 20, temperature=3.0, seed=seed) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_draws_follow_the_distribution():
+    model = make()
+    p = next_probabilities(model(np.array([[7]])).numpy()[0, -1], 4.0)
+    n = 300
+    drawn = np.bincount([generate(model, [7], 1, temperature=4.0, seed=seed)[0] for seed in range(n)], minlength=VOCAB)
+    # Each count is binomial; six standard deviations, and seeds are fixed, so this cannot flicker.
+    assert (np.abs(drawn - n * p) <= 6 * np.sqrt(n * p * (1 - p)) + 1).all()
+
+
+def test_a_stop_id_ends_the_text_and_is_not_part_of_it():
+    model = make()
+    whole = generate(model, [1, 2], 15)
+    cut = next(i for i in range(1, 15) if whole[i] not in whole[:i])
+    assert generate(model, [1, 2], 15, stop=[whole[cut]]) == whole[:cut]
+    assert generate(model, [1, 2], 15, stop=[whole[0]]) == []
+
+
+def test_it_ends_where_the_context_ends():
+    assert len(generate(make(), [1] * 20, 100)) == 4
+    assert generate(make(), [1], 0) == []
+
+
+def test_the_stream_is_lazy():
+    model, calls = make(), []
+    plain = model.hidden
+    model.hidden = lambda *a, **k: calls.append(1) or plain(*a, **k)  # type: ignore[method-assign]
+    tokens = stream(model, [1, 2], 10)
+    assert not calls
+    next(tokens), next(tokens)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "said"),
+    [
+        ([], {}, "the prompt is empty"),
+        ([1] * 24, {}, "the prompt has 24 tokens, but the model's context is 24"),
+        ([1], {"temperature": -1}, "temperature must be at least 0"),
+        ([1], {"top_k": 0}, "top_k at least 1"),
+        ([1], {"top_p": 0.0}, "top_p in"),
+        ([1], {"top_p": 1.5}, "top_p in"),
+    ],
+)
+def test_bad_input_is_refused_at_once_and_not_at_the_first_token(prompt, settings, said):
+    with pytest.raises(ValueError, match=said):
+        stream(make(), prompt, 5, **settings)
+
+
+def test_dropout_is_off_while_generating_and_the_mode_is_put_back():
+    model = DecoderModel(VOCAB, 16, 2, 2, seed=3, dropout=0.5, max_seq_len=24)
+    model.train()
+    first = generate(model, [1, 2], 8)
+    assert model.training and first == generate(model, [1, 2], 8)
+    assert first == generate(model.eval(), [1, 2], 8) and not model.training
+
+
+def test_the_tokens_of_a_text_decode_to_the_text():
+    tokenizer = Tokenizer.load(assets.path("base"))
+    text = ":hacker:\nOne who programs enthusiastically, even caf\u00e9 \u2192 \U0001f600."
+    assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -1,0 +1,176 @@
+"""AdamW, gradient clipping and learning-rate schedules. Read next: `train.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tinyllm.backend.table import of
+from tinyllm.nn import Module
+from tinyllm.tensor import Parameter
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
+
+    Parameters
+    ----------
+    params : iterable of Parameter, or list of dict
+        A dict is a group: ``{"params": [...], "lr": ..., "weight_decay": ...}``; what it leaves out it takes from the
+        arguments.
+    lr, betas, eps, weight_decay
+        As in PyTorch, with its defaults.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to train, a parameter appears twice, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        given = list(params)
+        if not given:
+            raise ValueError("there is nothing to train: the list of parameters is empty; was everything frozen?")
+        groups = given if isinstance(given[0], dict) else [{"params": given}]
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.groups: list[dict[str, Any]] = [{**defaults, **group, "params": list(group["params"])} for group in groups]
+        for group in self.groups:
+            group["initial_lr"] = group["lr"]
+            if group["lr"] < 0 or group["eps"] < 0 or group["weight_decay"] < 0 or not all(0 <= b < 1 for b in group["betas"]):
+                raise ValueError(f"lr, eps and weight_decay must be at least 0 and betas in [0, 1): {_without_params(group)}")
+        everything = [p for group in self.groups for p in group["params"]]
+        if not everything:
+            raise ValueError("there is nothing to train: every group of parameters is empty; was everything frozen?")
+        if len({id(p) for p in everything}) != len(everything):
+            raise ValueError("a parameter appears twice; each belongs to one group")
+        self.moments: dict[int, tuple[Any, Any]] = {}  # position -> (m, v)
+        self.steps: dict[int, int] = {}
+
+    def zero_grad(self) -> None:
+        """Drop every gradient."""
+        for group in self.groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Every group's learning rate as a multiple of the one it began with; what schedules set."""
+        for group in self.groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def step(self) -> None:
+        """One update of every parameter that has a gradient, in place."""
+        position = -1
+        for group in self.groups:
+            for p in group["params"]:
+                position += 1
+                if p.grad is None:
+                    continue
+                be = of(p.data)
+                if position not in self.moments:
+                    self.moments[position] = (be.xp.zeros_like(p.data), be.xp.zeros_like(p.data))
+                m, v = self.moments[position]
+                step = self.steps[position] = self.steps.get(position, 0) + 1
+                beta1, beta2 = group["betas"]
+                be.adamw_step(p.data, p.grad, m, v, step, group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """``{"step": {position: n}, "m": {...}, "v": {...}, "groups": [...]}``; arrays are not copied."""
+        return {
+            "step": dict(self.steps),
+            "m": {i: m for i, (m, _) in self.moments.items()},
+            "v": {i: v for i, (_, v) in self.moments.items()},
+            "groups": [_without_params(group) for group in self.groups],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` left off.
+
+        Raises
+        ------
+        ValueError
+            If the groups or shapes are not these; nothing is changed then.
+        """
+        everything = [p for group in self.groups for p in group["params"]]
+        if len(state["groups"]) != len(self.groups):
+            raise ValueError(f"the state has {len(state['groups'])} parameter groups, this optimiser {len(self.groups)}")
+        for i, m in state["m"].items():
+            if i >= len(everything) or everything[i].shape != m.shape or state["v"][i].shape != m.shape:
+                raise ValueError(f"the optimiser state of parameter {i} has shape {m.shape}, which does not fit; resume with the same settings")
+        self.steps = dict(state["step"])
+        self.moments = {}
+        for i, m in state["m"].items():
+            xp = of(everything[i].data).xp
+            self.moments[i] = (xp.array(m), xp.array(state["v"][i]))
+        for group, saved in zip(self.groups, state["groups"], strict=True):
+            group.update(saved)
+
+
+def _without_params(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients together so that their joint 2-norm is at most `max_norm` (Pascanu et al. 2013).
+
+    Returns
+    -------
+    float
+        The norm before.
+    """
+    gradients = [p.grad for p in params if p.grad is not None]
+    norm = math.sqrt(sum(float(g.reshape(-1) @ g.reshape(-1)) for g in gradients))
+    if norm > max_norm:
+        for g in gradients:
+            g *= max_norm / norm
+    return norm
+
+
+def constant(progress: float) -> float:
+    return 1.0
+
+
+def linear(progress: float) -> float:
+    return 1 - progress
+
+
+def cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "linear": linear, "cosine": cosine}
+
+
+def lr_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
+    """What the learning rate is multiplied by at `step` (from 0): a linear warm-up, then the schedule to the end.
+
+    Raises
+    ------
+    ValueError
+        If there is no such schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"there is no schedule {schedule!r}; there are: {', '.join(SCHEDULES)}")
+    if step < warmup:
+        return (step + 1) / warmup
+    return SCHEDULES[schedule](min(1.0, (step - warmup) / max(1, steps - warmup)))
+
+
+def parameter_groups(model: Module, lr: float, weight_decay: float, loraplus_ratio: float = 1.0) -> list[dict[str, Any]]:
+    """What trains, in groups: vectors (gains, biases) without weight decay, and LoRA's B with its own learning rate.
+
+    LoRA+ (Hayou et al. 2024, arXiv 2402.12354) trains B `loraplus_ratio` times as fast as A.
+    """
+    groups: dict[tuple[float, float], list[Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            rate = lr * loraplus_ratio if ".lora_B." in name else lr
+            groups.setdefault((rate, weight_decay if p.ndim >= 2 else 0.0), []).append(p)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]

@@ -1,0 +1,279 @@
+"""The training loop, flat: fetch, forward, backward, clip, step, log; and what makes a run resumable bit for bit.
+
+A batch is a pure function of the step, the optimiser and the generator are saved with the weights, and files are
+written whole or not at all. Read next: `cli/finetune.py`, which sets this up from the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyllm.backend import random
+from tinyllm.data import Batch, Loader
+from tinyllm.formats import safetensors_file
+from tinyllm.formats.atomic import make_folder
+from tinyllm.inspect.memory import peak_memory
+from tinyllm.models import DecoderModel
+from tinyllm.nn import Module
+from tinyllm.optim import AdamW, clip_grad_norm, lr_factor, parameter_groups
+from tinyllm.tensor import no_grad
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class TrainConfig:
+    """How to train; what a resumed run must have in common is all of it but `steps`' neighbours `eval_every`,
+    `save_every`."""
+
+    steps: int = 100  # optimiser steps
+    lr: float = 1e-3  # the highest learning rate
+    schedule: str = "cosine"  # constant, linear or cosine, after the warm-up
+    warmup: int = 10  # steps of linear warm-up
+    grad_accum: int = 1  # micro-batches a step; token-weighted, so k of them equal one large batch
+    weight_decay: float = 0.0  # on matrices only, never on gains and biases
+    max_grad_norm: float = 1.0  # gradients are scaled down to this joint norm
+    loraplus_ratio: float = 1.0  # B learns this much faster than A (LoRA+); 1 is plain LoRA
+    seed: int = 0  # dropout and data order
+    eval_every: int = 50  # steps between held-out evaluations; 0 only before and after
+    save_every: int = 0  # steps between checkpoints; 0 only at the end
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 1, "grad_accum": 1, "warmup": 0, "eval_every": 0, "save_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or a gradient stopped being a number; the message says in which layer and step."""
+
+
+def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None) -> float:
+    """The mean loss a token over a held-out set, in evaluation mode."""
+    training, total, live = model.training, 0.0, 0
+    model.eval()
+    with no_grad():
+        for i in range(len(loader) if max_batches is None else min(max_batches, len(loader))):
+            batch = loader.batch(i)
+            total += model.loss(batch.ids, batch.labels, batch.segment_ids).item() * batch.live
+            live += batch.live
+    model.train(training)
+    return total / live
+
+
+def train(
+    model: DecoderModel,
+    loader: Loader,
+    held_out: Loader | None,
+    config: TrainConfig,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    settings: dict[str, Any] | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Train what has ``requires_grad``.
+
+    Parameters
+    ----------
+    model, loader
+    held_out : Loader or None
+        Evaluated before the first step, every `eval_every` steps and at the end.
+    config : TrainConfig
+    out : folder, optional
+        For ``log.jsonl`` and the checkpoint.
+    resume : bool
+        Go on from the folder's checkpoint; the result equals an uninterrupted run's bit for bit.
+    settings : dict, optional
+        What else must be the same when resuming (model, data, method ...).
+    report : callable
+        Called with each log record.
+
+    Returns
+    -------
+    dict
+        ``before``, ``after`` (held-out loss), ``tokens``, ``seconds``, ``peak_memory``.
+
+    Raises
+    ------
+    NonFiniteLoss
+        At the first loss or gradient that is not finite; weights are as before that step.
+    RuntimeError
+        If a trainable parameter received no gradient in the first step.
+    ValueError
+        If there is nothing to train, or the checkpoint is of a run with other settings.
+    """
+    optimizer = AdamW(parameter_groups(model, config.lr, config.weight_decay, config.loraplus_ratio))
+    random.manual_seed(config.seed)
+    model.train()
+    fixed = {**asdict(config), **(settings or {})}
+    for name in ("eval_every", "save_every"):
+        del fixed[name]
+    folder = Path(out) if out is not None else None
+    start, tokens, seconds = 0, 0, 0.0
+    if resume:
+        if folder is None:
+            raise ValueError("resuming needs the folder of the run to resume")
+        start, tokens, seconds = load_checkpoint(folder / CHECKPOINT, model, optimizer, fixed)
+    log = Log(folder, start, report)
+    before = log.first_eval
+    if held_out is not None and start == 0:
+        before = evaluate(model, held_out)
+        log.write({"eval": before, "step": 0})
+    after = before if start == 0 else log.last_eval
+    began = time.perf_counter() - seconds
+
+    for step in range(start, config.steps):
+        optimizer.set_lr_factor(lr_factor(config.schedule, step, config.steps, config.warmup))
+        optimizer.zero_grad()
+        position = random.default.state
+        batches = [loader.batch(step * config.grad_accum + i) for i in range(config.grad_accum)]
+        live = sum(batch.live for batch in batches)
+        loss = 0.0
+        for batch in batches:
+            # Weighting by live tokens makes k micro-batches equal one large batch.
+            y = model.loss(batch.ids, batch.labels, batch.segment_ids) * (batch.live / live)
+            loss += y.item()
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(explain_non_finite(model, batches, position, step))
+            y.backward()
+        if step == start:
+            _require_gradients(model)
+        norm = clip_grad_norm(model.parameters(), config.max_grad_norm)
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(explain_non_finite(model, batches, position, step))
+        optimizer.step()
+        tokens += live
+        done = step + 1
+        elapsed = time.perf_counter() - began
+        lr = max(group["lr"] for group in optimizer.groups)
+        log.write({"step": done, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "seconds": round(elapsed, 3)})
+        last = done == config.steps
+        if held_out is not None and (last or (config.eval_every and done % config.eval_every == 0)):
+            after = evaluate(model, held_out)
+            log.write({"eval": after, "step": done})
+        if folder is not None and (last or (config.save_every and done % config.save_every == 0)):
+            save_checkpoint(folder / CHECKPOINT, model, optimizer, fixed, done, tokens, time.perf_counter() - began)
+    optimizer.zero_grad()
+    elapsed = time.perf_counter() - began
+    return {"before": before, "after": after, "tokens": tokens, "seconds": elapsed, "peak_memory": peak_memory()}
+
+
+def _require_gradients(model: Module) -> None:
+    """Every trainable parameter must have taken part in the first step (A's gradient is zero then, but it is there)."""
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if without:
+        more = f" and {len(without) - 5} more" if len(without) > 5 else ""
+        raise RuntimeError(
+            f"after the first step these trainable parameters have no gradient: {', '.join(without[:5])}{more}; freeze "
+            "them or make the loss depend on them"
+        )
+
+
+def explain_non_finite(model: DecoderModel, batches: list[Batch], position: tuple[int, int], step: int) -> str:
+    """Run the step again and watch every layer, so that a run without trouble pays nothing for the explanation."""
+    for name, weight in model.named_parameters():
+        if not np.isfinite(weight.numpy()).all():
+            return f"step {step + 1}: the weight {name} holds non-finite numbers; lower the learning rate or check the checkpoint"
+    random.default.restore(position)
+    paths = {id(module): path for path, module in model.named_modules()}
+    found: list[str] = []
+    plain = Module.__call__
+
+    def watching(self: Module, *args: Any, **kwargs: Any) -> Any:
+        y = plain(self, *args, **kwargs)
+        if not found and hasattr(y, "numpy") and not np.isfinite(y.numpy()).all():
+            found.append(paths.get(id(self), type(self).__name__))
+        return y
+
+    Module.__call__ = watching  # type: ignore[method-assign]
+    try:
+        with no_grad(), np.errstate(all="ignore"):
+            for batch in batches:
+                model.hidden(batch.ids, batch.segment_ids)
+    finally:
+        Module.__call__ = plain  # type: ignore[method-assign]
+    where = found[0] if found else None
+    if where is None:
+        bad = [name for name, p in model.named_parameters() if p.grad is not None and not np.isfinite(p.grad).all()]
+        where = f"the gradient of {bad[0]}" if bad else "the loss"
+    return f"step {step + 1}: not finite, first in {where}; lower the learning rate, and look at that step's data"
+
+
+class Log:
+    """``log.jsonl``, one record a line; resuming cuts what a broken run wrote after its checkpoint."""
+
+    def __init__(self, folder: Path | None, start: int, report: Callable[[dict[str, Any]], None]):
+        self.report = report
+        self.first_eval: float | None = None
+        self.last_eval: float | None = None  # what resuming a finished run has to say
+        self.path = folder / "log.jsonl" if folder is not None else None
+        if self.path is None:
+            return
+        make_folder(self.path.parent)
+        kept = []
+        if start and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # the line that was being written when the run was killed
+                    continue
+                if record["step"] <= start:
+                    kept.append(line + "\n")
+                    if "eval" in record:
+                        self.last_eval = record["eval"]
+                        if record["step"] == 0:
+                            self.first_eval = record["eval"]
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record and show it."""
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        self.report(record)
+
+
+def save_checkpoint(
+    path: Path, model: Module, optimizer: AdamW, settings: dict[str, Any], step: int, tokens: int, seconds: float
+) -> None:
+    """What trains, its moments, the generator's position and the settings, in one file written whole."""
+    state = optimizer.state_dict()
+    arrays = {f"model.{name}": p.numpy() for name, p in model.named_parameters() if p.requires_grad}
+    arrays |= {f"{kind}.{i}": moment for kind in ("m", "v") for i, moment in state[kind].items()}
+    about = {"step": step, "tokens": tokens, "seconds": seconds, "random": random.default.state, "settings": settings}
+    about |= {"optimizer_steps": state["step"], "groups": state["groups"]}
+    safetensors_file.write(path, arrays, {"tinyllm_checkpoint": json.dumps(about)})
+
+
+def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[str, Any]) -> tuple[int, int, float]:
+    """Put everything back; returns the step, tokens and seconds so far. See `save_checkpoint`."""
+    if not path.exists():
+        raise ValueError(f"there is nothing to resume: {path} does not exist; start the run without --resume")
+    arrays, metadata = safetensors_file.read(path)
+    if "tinyllm_checkpoint" not in metadata:
+        raise ValueError(f"{path} is not a checkpoint of a tinyllm run")
+    about = json.loads(metadata["tinyllm_checkpoint"])
+    now = json.loads(json.dumps(settings))
+    differ = [key for key in sorted(now.keys() | about["settings"].keys()) if now.get(key) != about["settings"].get(key)]
+    if differ:
+        told = ", ".join(f"{key} was {about['settings'].get(key)!r} and is {now.get(key)!r}" for key in differ)
+        raise ValueError(f"the run in {path.parent} had other settings: {told}; resume with the same, or start another run")
+    own = {name for name, p in model.named_parameters() if p.requires_grad}
+    saved = {name[6:]: array for name, array in arrays.items() if name.startswith("model.")}
+    if own != set(saved):
+        raise ValueError(f"{path} holds other parameters than this model trains; resume with the same settings")
+    model.load_state_dict(saved, strict=False)
+    moments = {kind: {int(n[2:]): a for n, a in arrays.items() if n.startswith(kind + ".")} for kind in ("m", "v")}
+    steps = {int(i): n for i, n in about["optimizer_steps"].items()}
+    optimizer.load_state_dict({"step": steps, "groups": about["groups"], **moments})
+    random.default.restore(about["random"])
+    return about["step"], about["tokens"], about["seconds"]
