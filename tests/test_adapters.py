@@ -12,7 +12,7 @@ from tinyllm.backend import random
 from tinyllm.formats import safetensors_file
 from tinyllm.lora import apply_lora, disable_lora, merge_lora, set_adapter, unmerge_lora
 from tinyllm.models import DecoderModel
-from tinyllm.models.llama import llama_config
+from tinyllm.models.config import llama_shape
 from tinyllm.qlora import apply_qlora, quantize_base
 
 IDS = np.arange(11)[None]
@@ -21,7 +21,7 @@ LAYER = "base_model.model.model.layers.0.self_attn."
 
 def llama(**options):
     shape = {"num_kv_heads": 2, "intermediate_size": 96, "tie_embeddings": False, **options}
-    return DecoderModel(**llama_config(80, 64, 2, 4, **shape), seed=1)
+    return DecoderModel(80, 64, 2, 4, **llama_shape(**shape), seed=1)
 
 
 def gpt(**options):

@@ -1,4 +1,4 @@
-"""The decoder: every shape of it differentiates, looks only back, and gives the same through cache, packing and padding."""
+"""The decoder: every shape differentiates, looks only back, and agrees with its cache, packing and padding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ seeds = st.integers(0, 2**32 - 1)
 
 def build(options, seed=0, dtype=np.float64, **more):
     """A small model whose every weight is away from its special starting value (zeros, ones)."""
-    model = DecoderModel(11, 16, 2, 4, max_seq_len=32, intermediate_size=24, dtype=dtype, seed=seed, **{**options, **more})
+    model = DecoderModel(
+        11, 16, 2, 4, max_seq_len=32, intermediate_size=24, dtype=dtype, seed=seed, **{**options, **more}
+    )
     rng = np.random.default_rng(seed)
     for p in model.parameters():
         p.data = (p.data + 0.2 * rng.standard_normal(p.shape)).astype(dtype)
@@ -282,7 +284,9 @@ def test_impossible_configurations_are_refused(options, message):
         DecoderModel(10, 16, 1, **{"num_heads": 4, **options})
 
 
-@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "num_layers", "max_seq_len", "num_heads", "num_kv_heads"])
+@pytest.mark.parametrize(
+    "field", ["vocab_size", "hidden_size", "num_layers", "max_seq_len", "num_heads", "num_kv_heads"]
+)
 def test_sizes_below_one_are_refused_with_a_sentence(field):
     sizes = {"vocab_size": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 4, field: -4}
     with pytest.raises(ValueError, match="at least 1"):

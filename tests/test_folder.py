@@ -12,16 +12,16 @@ from tinyllm.formats import safetensors_file
 from tinyllm.frozen import NF4Weight
 from tinyllm.lora import apply_lora, merge_lora
 from tinyllm.models import DecoderModel
-from tinyllm.models.config import DecoderConfig
+from tinyllm.models.config import DecoderConfig, llama_shape
 from tinyllm.models.folder import _names
-from tinyllm.models.llama import config_from_hf, config_to_hf, hf_name, llama_config, our_name
+from tinyllm.models.llama import config_from_hf, config_to_hf, hf_name, our_name
 
 IDS = np.arange(11)[None]
 
 
 def llama(seed=1, storage="float32", dtype=np.float32, **options):
     shape = {"num_kv_heads": 2, "intermediate_size": 96, "tie_embeddings": True, **options}
-    return DecoderModel(**llama_config(80, 64, 2, 4, **shape), seed=seed, storage=storage, dtype=dtype)
+    return DecoderModel(80, 64, 2, 4, **llama_shape(**shape), seed=seed, storage=storage, dtype=dtype)
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16", "nf4"])

@@ -115,7 +115,9 @@ def test_take_is_indexing(seed, rows, n, storage, block_size):
     assert np.array_equal(frozen_embedding(stored, ids).data, stored.dense()[ids])
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False, max_value=2.0**127, min_value=-(2.0**127)), min_size=1, max_size=50))
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, max_value=2.0**127, min_value=-(2.0**127)), min_size=1, max_size=50)
+)
 def test_bfloat16_is_the_nearest_with_ties_to_even(values):
     w = np.array(values, np.float32)
     bits = to_bfloat16(w)

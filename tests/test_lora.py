@@ -1,4 +1,4 @@
-"""LoRA: what is adapted, what trains, what an adapted layer computes; each known fault of other engines has its test."""
+"""LoRA: what is adapted, what trains, what an adapted layer computes; faults of other engines have tests."""
 
 from __future__ import annotations
 
@@ -123,7 +123,11 @@ def test_the_gradients_of_a_and_b_along_a_random_direction():
 
 def test_rank_and_alpha_patterns():
     model = adapted(
-        4, 8.0, target_modules="all-linear", rank_pattern={"up_proj": 2, r"layers\.1\..*out_proj": 3}, alpha_pattern={"up_proj": 10}
+        4,
+        8.0,
+        target_modules="all-linear",
+        rank_pattern={"up_proj": 2, r"layers\.1\..*out_proj": 3},
+        alpha_pattern={"up_proj": 10},
     )
     for path, layer in lora_layers(model):
         rank = 2 if path.endswith("up_proj") else 3 if path == "layers.1.self_attn.out_proj" else 4
@@ -152,7 +156,9 @@ def test_fault_5_exactly_the_adapters_train(options):
 
 def test_the_summary_counts_adapters_alone(capsys):
     model = apply_lora(make(), 2)
-    expected = sum(2 * (layer.base_layer.in_features + layer.base_layer.out_features) for _, layer in lora_layers(model))
+    expected = sum(
+        2 * (layer.base_layer.in_features + layer.base_layer.out_features) for _, layer in lora_layers(model)
+    )
     assert model.num_parameters(trainable_only=True) == expected
     assert f"{expected:,} of {model.num_parameters():,}" in capsys.readouterr().out
 

@@ -30,7 +30,11 @@ SPEC = {"a": (2, 3.0, ["first", "second"], False), "b": (3, 4.0, ["second"], Tru
 
 class Net(Module):
     def __init__(self):
-        self.first, self.norm, self.second = Linear(8, 8, dtype=np.float64), RMSNorm(8, dtype=np.float64), Linear(8, 4, dtype=np.float64)
+        self.first, self.norm, self.second = (
+            Linear(8, 8, dtype=np.float64),
+            RMSNorm(8, dtype=np.float64),
+            Linear(8, 4, dtype=np.float64),
+        )
 
     def forward(self, x):
         return self.second(self.norm(self.first(x)))
@@ -92,7 +96,14 @@ class States(RuleBasedStateMachine):
         rank, alpha, targets, rslora = SPEC[name]
         saved = ["norm"] if name == "b" else []
         apply_lora(
-            self.net, rank, alpha, target_modules=targets, adapter_name=name, use_rslora=rslora, modules_to_save=saved, verbose=False
+            self.net,
+            rank,
+            alpha,
+            target_modules=targets,
+            adapter_name=name,
+            use_rslora=rslora,
+            modules_to_save=saved,
+            verbose=False,
         )
         self.names.append(name)
         self.active = (name,)

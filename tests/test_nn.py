@@ -174,7 +174,9 @@ def test_linear_starts_within_its_bound_and_follows_its_formula(n_in, n_out, see
     layer.bias.data += np.arange(n_out)
     x = np.random.default_rng(seed).standard_normal((3, 2, n_in))
     budget = (n_in + 2) * np.finfo(np.float64).eps * (np.abs(x) @ np.abs(layer.weight.data).T + n_out)
-    assert (np.abs(layer(Tensor(x)).data - (np.einsum("btc,oc->bto", x, layer.weight.data) + layer.bias.data)) <= budget).all()
+    assert (
+        np.abs(layer(Tensor(x)).data - (np.einsum("btc,oc->bto", x, layer.weight.data) + layer.bias.data)) <= budget
+    ).all()
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])

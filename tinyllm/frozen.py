@@ -203,7 +203,9 @@ class NF4Weight(FrozenWeight):
         columns = self.shape[1] if len(self.shape) == 2 else prod(self.shape[1:])
         a, b = start * columns, stop * columns
         if a % self.block_size:
-            raise ValueError(f"row {start} begins inside a block of {self.block_size}; start at a multiple of {self.step()} rows")
+            raise ValueError(
+                f"row {start} begins inside a block of {self.block_size}; start at a multiple of {self.step()} rows"
+            )
         scales = self.scales(a // self.block_size, -(-b // self.block_size))
         be = of(self.packed)
         if out.dtype == np.float32:

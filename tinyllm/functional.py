@@ -205,5 +205,7 @@ def check_targets(labels: Any, classes: int) -> Any:
     """The labels, if each is -100 or a class."""
     wrong = (labels != IGNORE) & ((labels < 0) | (labels >= classes))
     if wrong.any():
-        raise ValueError(f"target {int(labels[wrong][0])} is outside 0..{classes - 1} (and is not -100, which is ignored)")
+        raise ValueError(
+            f"target {int(labels[wrong][0])} is outside 0..{classes - 1} (and is not -100, which is ignored)"
+        )
     return labels

@@ -16,7 +16,9 @@ from tinyllm.models.cache import KVCache
 from tinyllm.tensor import no_grad
 
 
-def next_probabilities(logits: Any, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> np.ndarray:
+def next_probabilities(
+    logits: Any, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> np.ndarray:
     """The distribution the next token is drawn from.
 
     Parameters
@@ -88,10 +90,15 @@ def stream(
     if not ids:
         raise ValueError("the prompt is empty; give at least one token")
     if len(ids) >= context:
-        raise ValueError(f"the prompt has {len(ids)} tokens, but the model's context is {context} with room for an answer; shorten it")
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens, but the model's context is {context}; "
+            "shorten it to leave room for an answer"
+        )
     if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError("temperature must be at least 0, top_k at least 1 and top_p in (0, 1]")
-    return _stream(model, ids, min(max_new_tokens, context - len(ids)), temperature, top_k, top_p, set(stop), seed, use_cache)
+    return _stream(
+        model, ids, min(max_new_tokens, context - len(ids)), temperature, top_k, top_p, set(stop), seed, use_cache
+    )
 
 
 def _stream(model, ids, room, temperature, top_k, top_p, stop, seed, use_cache) -> Iterator[int]:

@@ -112,7 +112,11 @@ class LoRALinear(Module):
         """Make A from U(-1/sqrt(in), 1/sqrt(in)) (PEFT's kaiming_uniform with a = sqrt(5)) and B = 0."""
         n_in, n_out, dtype = self.base_layer.in_features, self.base_layer.out_features, self.base_layer.weight.dtype
         bound = 1 / math.sqrt(n_in)
-        xp = of(self.base_layer.weight.data).xp if isinstance(self.base_layer.weight, Parameter) else self.base_layer.weight.xp
+        xp = (
+            of(self.base_layer.weight.data).xp
+            if isinstance(self.base_layer.weight, Parameter)
+            else self.base_layer.weight.xp
+        )
         self.lora_A[name] = Parameter(xp.asarray(random.default.uniform((rank, n_in), -bound, bound, dtype)))
         self.lora_B[name] = Parameter(xp.zeros((n_out, rank), dtype))
         self.scale[name] = scale
@@ -203,7 +207,7 @@ def resolve_targets(model: Module, target_modules: Any) -> list[str]:
         matched = [name for name in names if re.fullmatch(target_modules, name)]
         if not matched:
             raise ValueError(
-                f"the expression {target_modules!r} matches no linear layer; their names look like {decoder[0]}, ending "
+                f"the expression {target_modules!r} matches no linear layer; names look like {decoder[0]}, ending "
                 f"in {', '.join(last)} (an expression must match the whole name; for one name pass a list)"
             )
         return matched
@@ -265,7 +269,14 @@ def apply_lora(
         changed then.
     """
     config = LoRAConfig(
-        rank, alpha, dropout, target_modules, use_rslora, dict(rank_pattern or {}), dict(alpha_pattern or {}), tuple(modules_to_save)
+        rank,
+        alpha,
+        dropout,
+        target_modules,
+        use_rslora,
+        dict(rank_pattern or {}),
+        dict(alpha_pattern or {}),
+        tuple(modules_to_save),
     )
     targets, saved = check_adapter(model, config, adapter_name)
     configs = adapter_configs(model)
@@ -283,7 +294,6 @@ def apply_lora(
             model.replace(path, module)
         module.copies[adapter_name] = _copy(module.original)
     configs[adapter_name] = config
-    model.merged_for_good = False  # type: ignore[attr-defined]
     model.merged_for_good = False  # type: ignore[attr-defined]
     model.train(model.training)
     set_adapter(model, adapter_name)
@@ -304,7 +314,9 @@ def check_adapter(model: Module, config: LoRAConfig, adapter_name: str) -> tuple
     for path in saved:
         within = [target for target in targets if target == path or target.startswith(f"{path}.")]
         if within:
-            raise ValueError(f"modules_to_save trains {path} whole, so {within[0]} cannot be a target too; leave out one of them")
+            raise ValueError(
+                f"modules_to_save trains {path} whole, so {within[0]} cannot be a target too; leave out one of them"
+            )
     for pattern in [*config.rank_pattern, *config.alpha_pattern]:
         if not any(re.match(rf"^(.*\.)?({pattern})$", path) for path in targets):
             ends = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
@@ -326,9 +338,14 @@ def _resolve_saved(model: Module, name: str) -> list[str]:
     paths = [path for path, module in model.named_modules() if path == name or path.endswith("." + name)]
     if not paths:
         there = sorted({path.rpartition(".")[2] for path, _ in model.named_modules() if path})
-        raise ValueError(f"modules_to_save names {name!r}, which matches nothing; there are: {', '.join(n for n in there if not n.isdigit())}")
+        raise ValueError(
+            f"modules_to_save names {name!r}, which matches nothing; "
+            f"there are: {', '.join(n for n in there if not n.isdigit())}"
+        )
     if any(isinstance(w, FrozenWeight) for path in paths for _, w in model.get(path).named_weights()):
-        raise ValueError(f"modules_to_save names {name!r}, which is stored frozen and cannot train; build the model without storage=")
+        raise ValueError(
+            f"modules_to_save names {name!r}, which is stored frozen and cannot train; build the model without storage="
+        )
     return paths
 
 
@@ -363,7 +380,10 @@ def _layers(model: Module) -> list[LoRALinear | SavedModule]:
     found: list = [m for _, m in model.named_modules() if isinstance(m, LoRALinear | SavedModule)]
     if not found:
         if getattr(model, "merged_for_good", False):
-            raise RuntimeError("the adapters were merged with keep_base=False, so the original weights are gone; load the base model again")
+            raise RuntimeError(
+                "the adapters were merged with keep_base=False, so the original weights are gone; "
+                "load the base model again"
+            )
         raise RuntimeError("this model has no adapters; call apply_lora or apply_qlora first")
     return found
 
@@ -479,5 +499,3 @@ def lora_layers(model: Module) -> Iterator[tuple[str, LoRALinear]]:
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
             yield path, module
-
-

@@ -155,11 +155,14 @@ class Module:
             raise KeyError(f"nothing in the state matches this model: {_differences(missing, unexpected, own)}")
         for name in matched:
             if tuple(state[name].shape) != tuple(own[name].shape):
-                raise ValueError(f"{name} has shape {tuple(own[name].shape)}, but the state's has {tuple(state[name].shape)}")
+                raise ValueError(
+                    f"{name} has shape {tuple(own[name].shape)}, but the state's has {tuple(state[name].shape)}"
+                )
             weight = own[name]
             if isinstance(weight, FrozenWeight) and not isinstance(state[name], FrozenWeight):
                 raise ValueError(
-                    f"{name} is stored as {weight.storage}, and the state holds floats; build the model without storage="
+                    f"{name} is stored as {weight.storage}, and the state holds floats; "
+                    "build the model without storage="
                 )
         for name in matched:
             self._put(name, own[name], state[name])
@@ -229,7 +232,9 @@ class Linear(Module):
     bias : Parameter (out_features,) or None
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: Any = np.float32, init: bool = True):
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, dtype: Any = np.float32, init: bool = True
+    ):
         self.in_features, self.out_features = in_features, out_features
         self.weight: Weight = placeholder((out_features, in_features), dtype)
         if init:

@@ -42,7 +42,9 @@ def pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
 
 def _constant(value: Any, like: Any) -> Tensor:
     if like.dtype.kind in "iub" and np.asarray(value).dtype.kind == "f":  # 0.5 would silently become 0
-        raise TypeError(f"a constant of floats meets a tensor of {like.dtype}; convert the tensor with .astype('float32')")
+        raise TypeError(
+            f"a constant of floats meets a tensor of {like.dtype}; convert the tensor with .astype('float32')"
+        )
     return Tensor(of(like).xp.asarray(value, dtype=like.dtype))
 
 
@@ -71,9 +73,7 @@ def div(a: Any, b: Any) -> Tensor:
     """a / b, broadcasting."""
     a, b = pair(a, b)
     x, y, a_shape, b_shape = a.data, b.data, a.shape, b.shape
-    return op(
-        x / y, (a, lambda g: unbroadcast(g / y, a_shape)), (b, lambda g: unbroadcast(-g * x / (y * y), b_shape))
-    )
+    return op(x / y, (a, lambda g: unbroadcast(g / y, a_shape)), (b, lambda g: unbroadcast(-g * x / (y * y), b_shape)))
 
 
 def neg(a: Tensor) -> Tensor:
@@ -156,7 +156,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     a, b = pair(a, b)
     x, y = a.data, b.data
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
-        inner = f": inner {x.shape[-1]} and {y.shape[-2]} differ" if min(x.ndim, y.ndim) >= 2 else " needs two axes each"
+        inner = (
+            f": inner {x.shape[-1]} and {y.shape[-2]} differ" if min(x.ndim, y.ndim) >= 2 else " needs two axes each"
+        )
         raise ValueError(f"matmul {x.shape} @ {y.shape}{inner}")
     a_shape, b_shape = a.shape, b.shape
     return op(

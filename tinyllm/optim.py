@@ -44,8 +44,15 @@ class AdamW:
         self.groups: list[dict[str, Any]] = [{**defaults, **group, "params": list(group["params"])} for group in groups]
         for group in self.groups:
             group["initial_lr"] = group["lr"]
-            if group["lr"] < 0 or group["eps"] < 0 or group["weight_decay"] < 0 or not all(0 <= b < 1 for b in group["betas"]):
-                raise ValueError(f"lr, eps and weight_decay must be at least 0 and betas in [0, 1): {_without_params(group)}")
+            if (
+                group["lr"] < 0
+                or group["eps"] < 0
+                or group["weight_decay"] < 0
+                or not all(0 <= b < 1 for b in group["betas"])
+            ):
+                raise ValueError(
+                    f"lr, eps and weight_decay must be at least 0 and betas in [0, 1): {_without_params(group)}"
+                )
         everything = [p for group in self.groups for p in group["params"]]
         if not everything:
             raise ValueError("there is nothing to train: every group of parameters is empty; was everything frozen?")
@@ -79,7 +86,9 @@ class AdamW:
                 m, v = self.moments[position]
                 step = self.steps[position] = self.steps.get(position, 0) + 1
                 beta1, beta2 = group["betas"]
-                be.adamw_step(p.data, p.grad, m, v, step, group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
+                be.adamw_step(
+                    p.data, p.grad, m, v, step, group["lr"], beta1, beta2, group["eps"], group["weight_decay"]
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """``{"step": {position: n}, "m": {...}, "v": {...}, "groups": [...]}``; arrays are not copied."""
@@ -100,10 +109,15 @@ class AdamW:
         """
         everything = [p for group in self.groups for p in group["params"]]
         if len(state["groups"]) != len(self.groups):
-            raise ValueError(f"the state has {len(state['groups'])} parameter groups, this optimiser {len(self.groups)}")
+            raise ValueError(
+                f"the state has {len(state['groups'])} parameter groups, this optimiser {len(self.groups)}"
+            )
         for i, m in state["m"].items():
             if i >= len(everything) or everything[i].shape != m.shape or state["v"][i].shape != m.shape:
-                raise ValueError(f"the optimiser state of parameter {i} has shape {m.shape}, which does not fit; resume with the same settings")
+                raise ValueError(
+                    f"the optimiser state of parameter {i} has shape {m.shape}, which does not fit; "
+                    "resume with the same settings"
+                )
         self.steps = dict(state["step"])
         self.moments = {}
         for i, m in state["m"].items():
@@ -163,7 +177,9 @@ def lr_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
     return SCHEDULES[schedule](min(1.0, (step - warmup) / max(1, steps - warmup)))
 
 
-def parameter_groups(model: Module, lr: float, weight_decay: float, loraplus_ratio: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: Module, lr: float, weight_decay: float, loraplus_ratio: float = 1.0
+) -> list[dict[str, Any]]:
     """What trains, in groups: vectors (gains, biases) without weight decay, and LoRA's B with its own learning rate.
 
     LoRA+ (Hayou et al. 2024, arXiv 2402.12354) trains B `loraplus_ratio` times as fast as A.

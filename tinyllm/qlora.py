@@ -34,7 +34,9 @@ def quantize_base(model: Module, block_size: int = 64, double_quant: bool = True
         if kept or isinstance(layer.weight, NF4Weight):
             continue
         if isinstance(layer.weight, FrozenWeight):
-            raise ValueError(f"{path} is stored as {layer.weight.storage}; build the model with storage='nf4' or 'float32'")
+            raise ValueError(
+                f"{path} is stored as {layer.weight.storage}; build the model with storage='nf4' or 'float32'"
+            )
         refuse_non_finite(layer.weight.data, f"{path}.weight")
         layers[f"{path}.weight"] = layer
     for name, layer in layers.items():

@@ -49,6 +49,7 @@ class Tensor:
     """
 
     __slots__ = ("data", "grad", "node", "__weakref__")
+    data: Any
     __array_ufunc__ = None  # array * tensor is the tensor's business, not NumPy's
 
     def __init__(self, data: Any, requires_grad: bool = False):

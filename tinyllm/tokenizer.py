@@ -1,4 +1,4 @@
-"""Text to token ids and back: a thin wrapper of the `tokenizers` library that knows a checkpoint folder's special tokens.
+"""Text to token ids and back: the `tokenizers` library, and a checkpoint folder's special tokens.
 
 `tokenizers` is imported only when a tokenizer is loaded. Read next: `data.py`, which turns text into labelled examples.
 """

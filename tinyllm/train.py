@@ -155,7 +155,9 @@ def train(
         done = step + 1
         elapsed = time.perf_counter() - began
         lr = max(group["lr"] for group in optimizer.groups)
-        log.write({"step": done, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "seconds": round(elapsed, 3)})
+        log.write(
+            {"step": done, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "seconds": round(elapsed, 3)}
+        )
         last = done == config.steps
         if held_out is not None and (last or (config.eval_every and done % config.eval_every == 0)):
             after = evaluate(model, held_out)
@@ -182,7 +184,8 @@ def explain_non_finite(model: DecoderModel, batches: list[Batch], position: tupl
     """Run the step again and watch every layer, so that a run without trouble pays nothing for the explanation."""
     for name, weight in model.named_parameters():
         if not np.isfinite(weight.numpy()).all():
-            return f"step {step + 1}: the weight {name} holds non-finite numbers; lower the learning rate or check the checkpoint"
+            said = "lower the learning rate or check the checkpoint"
+            return f"step {step + 1}: the weight {name} holds non-finite numbers; {said}"
     random.default.restore(position)
     paths = {id(module): path for path, module in model.named_modules()}
     found: list[str] = []
@@ -263,10 +266,14 @@ def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[
         raise ValueError(f"{path} is not a checkpoint of a tinyllm run")
     about = json.loads(metadata["tinyllm_checkpoint"])
     now = json.loads(json.dumps(settings))
-    differ = [key for key in sorted(now.keys() | about["settings"].keys()) if now.get(key) != about["settings"].get(key)]
+    differ = [
+        key for key in sorted(now.keys() | about["settings"].keys()) if now.get(key) != about["settings"].get(key)
+    ]
     if differ:
         told = ", ".join(f"{key} was {about['settings'].get(key)!r} and is {now.get(key)!r}" for key in differ)
-        raise ValueError(f"the run in {path.parent} had other settings: {told}; resume with the same, or start another run")
+        raise ValueError(
+            f"the run in {path.parent} had other settings: {told}; resume with the same, or start another run"
+        )
     own = {name for name, p in model.named_parameters() if p.requires_grad}
     saved = {name[6:]: array for name, array in arrays.items() if name.startswith("model.")}
     if own != set(saved):

@@ -12,7 +12,7 @@ from typing import Any
 from tinyllm.backend.table import BACKENDS
 
 NO_DEVICE, DRIVER_TOO_OLD = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
-GO_ON = "Use set_device('cpu') to go on without a GPU."
+GO_ON = "Use the device 'cpu' to go on without a GPU."
 
 _device = "cpu"
 

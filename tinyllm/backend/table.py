@@ -85,7 +85,9 @@ def use(**replacements: Callable) -> Iterator[None]:
     specification = BACKENDS["numpy"].table
     for name, function in replacements.items():
         if name not in specification:
-            raise ValueError(f"there is no primitive {name!r} to replace; there are: {', '.join(sorted(specification))}")
+            raise ValueError(
+                f"there is no primitive {name!r} to replace; there are: {', '.join(sorted(specification))}"
+            )
         wanted = _positional(specification[name])
         if _positional(function) != wanted:
             raise TypeError(

@@ -176,13 +176,17 @@ class DecoderModel(Module):
             return "float16"
         return storage
 
-    def hidden(self, ids: Any, segment_ids: Any = None, attention_mask: Any = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self, ids: Any, segment_ids: Any = None, attention_mask: Any = None, cache: KVCache | None = None
+    ) -> Tensor:
         """The normed output of the last block, (batch, time, channel); parameters as in `forward`."""
         c = self.config
         ids = check_ids(ids, c.vocab_size)
         past = cache.length if cache is not None else 0
         if c.positions == "learned" and past + ids.shape[1] > c.max_seq_len:
-            raise ValueError(f"{past + ids.shape[1]} tokens do not fit into the {c.max_seq_len} learned positions; shorten the input")
+            raise ValueError(
+                f"{past + ids.shape[1]} tokens do not fit into the {c.max_seq_len} learned positions; shorten the input"
+            )
         positions, starts = positions_and_starts(ids.shape, past, segment_ids, attention_mask, cache)
         x = self.embed_tokens(ids)  # (batch, time, channel)
         rope = None
@@ -200,7 +204,9 @@ class DecoderModel(Module):
             cache.advance(ids.shape[1])
         return self.norm(x)
 
-    def forward(self, ids: Any, segment_ids: Any = None, attention_mask: Any = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, ids: Any, segment_ids: Any = None, attention_mask: Any = None, cache: KVCache | None = None
+    ) -> Tensor:
         """Logits.
 
         Parameters

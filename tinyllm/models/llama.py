@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm.models.config import DecoderConfig
+from tinyllm.models.config import DecoderConfig, llama_shape
 
-SHAPE = {"norm": "rms_norm", "activation": "swiglu", "positions": "rope", "qkv": "separate", "bias": False}
+SHAPE = llama_shape()
 
 # Fields that change nothing about what the model computes, whatever they say.
 INERT = {
@@ -20,20 +20,6 @@ INERT = {
     "id2label", "label2id", "return_dict", "chunk_size_feed_forward", "problem_type", "quantization_config",
     "unsloth_version", "unsloth_fixed", "_attn_implementation_autoset",
 }  # fmt: skip
-
-
-def llama_config(
-    vocab_size: int, hidden_size: int, num_layers: int, num_heads: int | None = None, **rest: Any
-) -> dict[str, Any]:
-    """Keyword arguments of a Llama-shaped `DecoderModel`: RMSNorm, SwiGLU, rotary positions, separate projections."""
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "num_layers": num_layers,
-        "num_heads": num_heads,
-        **SHAPE,
-        **rest,
-    }
 
 
 def is_llama(config: Any) -> bool:

@@ -50,14 +50,17 @@ def positions_and_starts(
             raise ValueError("segment_ids cannot be combined with a cache or an attention_mask; pass one of them")
         starts = _segment_starts(np.asarray(segment_ids), shape)
         return at - starts, starts
+    pads: np.ndarray | None = None
     if attention_mask is not None:
         pads = _left_padding(np.asarray(attention_mask), shape, past)
         if cache is not None:
             if not np.asarray(attention_mask)[:, -1].all():
-                raise ValueError("with a cache, prompts are padded on the left: the next token would see padding on the right")
+                raise ValueError(
+                    "with a cache, prompts are padded on the left: the next token would see padding on the right"
+                )
             cache.pads = pads
-    else:
-        pads = cache.pads if cache is not None else None
+    elif cache is not None:
+        pads = cache.pads
     if pads is None or not pads.any():
         return at, None
     starts = np.minimum(pads[:, None], at)  # a padding query sees itself, so its softmax stays finite

@@ -1,0 +1,154 @@
+"""The documentation runs: every python block of docs/*.md, in order, one namespace a page, in an empty folder.
+
+A ```text block right after a python block is what that block prints. ```bash blocks are not run, but every `tinyllm`
+command in them must be understood by the command line's own parser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import tinyllm
+
+PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+
+
+@dataclass
+class Block:
+    """A fenced block: its language, its text, and the line of the page where the text begins (from 1)."""
+
+    language: str
+    text: str
+    line: int
+    follows: bool  # only blank lines stand between it and the block before
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page. An unclosed fence is an error: it would hide everything below it."""
+    found: list[Block] = []
+    opened: tuple[str, int, bool] | None = None
+    body: list[str] = []
+    follows = False
+    for number, line in enumerate(page.splitlines(), 1):
+        if opened is None and line.startswith("```"):
+            opened, body = (line[3:].strip(), number + 1, follows), []
+        elif opened is not None and line.rstrip() == "```":
+            found.append(Block(opened[0], "".join(f"{row}\n" for row in body), *opened[1:]))
+            opened, follows = None, True
+        elif opened is not None:
+            body.append(line)
+        elif line.strip():
+            follows = False
+    if opened is not None:
+        raise AssertionError(f"the fence before line {opened[1]} is never closed")
+    return found
+
+
+def run_page(page: str, name: str) -> int:
+    """Execute the python blocks and compare what they print; returns how many there were."""
+    namespace: dict = {"__name__": "__main__"}
+    printed: str | None = None
+    count = 0
+    for block in blocks(page):
+        if block.language == "text" and block.follows and printed is not None:
+            expected = [row.rstrip() for row in block.text.rstrip().splitlines()]
+            actual = [row.rstrip() for row in printed.rstrip().splitlines()]
+            assert actual == expected, f"{name}:{block.line}: the block above prints\n{printed}"
+        printed = None
+        if block.language == "python":
+            # The blank lines in front make a traceback point at the page's own lines.
+            code = compile("\n" * (block.line - 1) + block.text, name, "exec")
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(code, namespace)
+            printed = out.getvalue()
+            count += 1
+    return count
+
+
+def commands(page: str) -> list[tuple[int, list[str]]]:
+    """The arguments of every `tinyllm` command in the bash blocks, with the block's line."""
+    found = []
+    for block in blocks(page):
+        if block.language == "bash":
+            for row in block.text.replace("\\\n", " ").splitlines():
+                words = shlex.split(row, comments=True)
+                if words and words[0] == "tinyllm":
+                    found.append((block.line, words[1:]))
+    return found
+
+
+def check_commands(page: str, name: str) -> None:
+    from tinyllm.cli import build_parser
+
+    for line, arguments in commands(page):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            try:
+                build_parser().parse_args(arguments)
+            except SystemExit as stop:
+                assert not stop.code, f"{name}:{line}: tinyllm {shlex.join(arguments)}\n{said.getvalue()}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_python_blocks_run_and_print_what_the_page_says(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tinyllm.manual_seed(0)  # a page does not depend on the tests that ran before it
+    run_page(path.read_text(encoding="utf-8"), str(path))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_are_understood(path):
+    check_commands(path.read_text(encoding="utf-8"), path.name)
+
+
+def test_there_are_pages_with_blocks():
+    pages = {path.name: blocks(path.read_text(encoding="utf-8")) for path in PAGES}
+    assert sum(block.language == "python" for block in pages["fine-tuning.md"]) >= 10
+    assert sum(block.language == "bash" for block in pages["fine-tuning.md"]) >= 1
+
+
+# The checker itself: each fault it is there for, planted.
+
+
+def test_a_wrong_output_is_noticed():
+    page = "```python\nx = 1\n```\ntext\n```python\nprint(x + 1)\n```\n\n```text\n{}\n```\n"
+    assert run_page(page.format(2), "page") == 2
+    with pytest.raises(AssertionError, match="page:10"):
+        run_page(page.format(3), "page")
+
+
+def test_a_block_that_prints_nothing_is_compared_too():
+    with pytest.raises(AssertionError):
+        run_page("```python\nx = 1\n```\n```text\n1\n```\n", "page")
+
+
+def test_a_text_block_elsewhere_is_not_an_output():
+    assert run_page("```python\nprint(1)\n```\n\nA picture:\n\n```text\nx -> y\n```\n", "page") == 1
+
+
+def test_an_exception_fails_the_page():
+    with pytest.raises(ZeroDivisionError):
+        run_page("```python\n1 / 0\n```\n", "page")
+
+
+def test_an_unclosed_fence_is_noticed():
+    with pytest.raises(AssertionError, match="never closed"):
+        blocks("```python\nx = 1\n")
+
+
+@pytest.mark.parametrize("command", ["finetune --no-such-option", "finetune --rank eight", "no-such-verb"])
+def test_an_unknown_option_is_noticed(command):
+    with pytest.raises(AssertionError, match="page:2"):
+        check_commands(f"```bash\ntinyllm {command}\n```\n", "page")
+
+
+def test_long_commands_and_comments_are_read():
+    page = "```bash\n# a comment\npip install x\ntinyllm finetune \\\n  --rank 8  # why\n```\n"
+    assert commands(page) == [(2, ["finetune", "--rank", "8"])]

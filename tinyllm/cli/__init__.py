@@ -1,0 +1,55 @@
+"""The `tinyllm` command: one file a verb, each with `add` (its options) and `run`. Read next: `finetune.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tinyllm.cli import data, doctor, finetune, generate, inspect, merge, pretrain, targets
+from tinyllm.version import __version__
+
+VERBS = {
+    "finetune": finetune,
+    "generate": generate,
+    "merge": merge,
+    "pretrain": pretrain,
+    "targets": targets,
+    "inspect": inspect,
+    "data": data,
+    "doctor": doctor,
+}
+EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError)  # what bad input raises; anything else is our fault
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="tinyllm", description="Fine-tune small language models with LoRA and QLoRA, on NumPy."
+    )
+    parser.add_argument("--version", action="version", version=f"tinyllm {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, module in VERBS.items():
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        verb = verbs.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add(verb)
+        verb.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Returns 0, 1 for bad input (one sentence on stderr), or 130 when interrupted."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except EXPECTED as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if isinstance(error, OSError) and error.filename and error.strerror:  # without its number
+            said = f"{error.filename}: {error.strerror}"
+        print(f"tinyllm {args.verb}: {said}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"tinyllm {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0

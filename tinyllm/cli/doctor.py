@@ -1,0 +1,131 @@
+"""Look at this installation: versions, cores, memory, why CUDA can or cannot be used, and a LoRA run of three steps.
+
+Ends with 0 if the engine trains here and the embedded model loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from tinyllm import assets
+from tinyllm.backend.device import probe
+from tinyllm.cli.common import megabytes
+from tinyllm.lora import apply_lora, get_lora_parameters
+from tinyllm.models import DecoderModel
+from tinyllm.optim import AdamW
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.version import __version__
+
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """There are no options."""
+
+
+def run(args: argparse.Namespace) -> None:
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+
+    def say(name: str, told: str) -> None:
+        console.print(f"{name:<18}{told}")
+
+    say("tinyllm", __version__)
+    say("python", f"{platform.python_version()} on {platform.platform()}")
+    say("numpy", f"{np.__version__}, BLAS {blas()}")
+    for name in ("safetensors", "tokenizers", "rich", "matplotlib"):
+        say(name, version(name))
+    cores = usable_cores()
+    say("cores", str(cores))
+    say("memory", megabytes(total_memory()))
+    say("threads", threads(cores))
+    say("cuda", probe() or "ready: use --device cuda")
+    problems = []
+    for name, check in (("embedded model", embedded), ("three LoRA steps", three_steps)):
+        try:
+            say(name, check())
+        except Exception as error:  # a broken installation may raise anything
+            problems.append(name)
+            say(name, f"FAILED: {error}")
+    if problems:
+        raise RuntimeError(f"{' and '.join(problems)} failed, see above; install tinyllm again")
+    console.print("OK")
+
+
+def version(name: str) -> str:
+    """The version of an installed package."""
+    if find_spec(name) is None:
+        return "not installed" + (" (only loss.png needs it)" if name == "matplotlib" else f": pip install {name}")
+    return metadata.version(name)
+
+
+def blas() -> str:
+    """Name and version of the library that multiplies matrices for NumPy."""
+    config = np.show_config(mode="dicts")
+    found = (config or {}).get("Build Dependencies", {}).get("blas", {})
+    return f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def total_memory() -> int | None:
+    """The machine's memory in bytes, or the container's limit; None where the system does not tell."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(limit).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return total
+
+
+def threads(cores: int) -> str:
+    """What the environment says, and what to do about it, in one sentence."""
+    given = ", ".join(f"{name}={os.environ[name]}" for name in THREADS if name in os.environ)
+    if given:
+        return f"{given}; keep it the same for a run and its --resume, since another number rounds differently"
+    return (
+        f"no limit is set, so the BLAS takes all {cores} cores: try OPENBLAS_NUM_THREADS=1 for small models, where "
+        "starting threads costs more than it saves, and keep it the same for a run and its --resume"
+    )
+
+
+def embedded() -> str:
+    """Load the model and the tokenizer that come with the package."""
+    folder = assets.path("base")
+    model, tokenizer = DecoderModel.from_pretrained(folder), Tokenizer.load(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(f"its tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
+    return f"loads: {model.num_parameters():,} parameters, {tokenizer.vocab_size} token ids"
+
+
+def three_steps() -> str:
+    """Train an adapter on a tiny random model; the loss must fall."""
+    model = DecoderModel(61, 32, 2, 2, seed=0, max_seq_len=16)
+    apply_lora(model, rank=4, target_modules="all-linear", verbose=False)
+    optimizer = AdamW(get_lora_parameters(model), lr=1e-2)
+    ids = np.arange(32).reshape(2, 16) * 7 % 61
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model.loss(ids, (ids + 7) % 61)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    if not (all(map(math.isfinite, losses)) and losses[-1] < losses[0]):
+        raise ValueError(f"the loss does not fall: {losses}")
+    return f"OK, loss {losses[0]:.4f} -> {losses[-1]:.4f}"

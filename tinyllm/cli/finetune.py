@@ -1,0 +1,160 @@
+"""Fine-tune a model on a text; with no options, the embedded base on the embedded jargon file, with LoRA.
+
+Prints the held-out loss and a sample before and after, and writes to --out: the adapter in PEFT's format (or the whole
+model for --method full), log.jsonl, loss.png and a checkpoint for --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from tinyllm import assets
+from tinyllm.adapters import save_adapter
+from tinyllm.cli.common import add_model, load_model, megabytes
+from tinyllm.cli.progress import TrainingBar, draw_losses
+from tinyllm.data import Loader, load_text, split
+from tinyllm.generate import generate
+from tinyllm.lora import apply_lora, trainable_summary
+from tinyllm.models import DecoderModel
+from tinyllm.qlora import apply_qlora
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.train import TrainConfig, train
+
+LEARNING_RATES = {"full": 1e-3, "lora": 5e-3, "qlora": 5e-3}  # adapters stand about ten times more than whole weights
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--data", help=".txt, .md, or .jsonl with prompt/completion, messages or text (default: embedded)"
+    )
+    parser.add_argument("--method", default="lora", choices=["full", "lora", "qlora"], help="default: %(default)s")
+    lora = parser.add_argument_group("adapters")
+    lora.add_argument("--rank", type=int, default=8, help="default: %(default)s")
+    lora.add_argument(
+        "--alpha", type=float, default=16.0, help="the update is scaled by alpha/rank (default: %(default)s)"
+    )
+    lora.add_argument("--dropout", type=float, default=0.0, help="on the adapter's input (default: %(default)s)")
+    lora.add_argument(
+        "--target-modules", nargs="+", default=["all-linear"], metavar="NAME",
+        help="names or suffixes, or one regular expression, or all-linear (default); see `tinyllm targets`",
+    )  # fmt: skip
+    lora.add_argument("--rslora", action="store_true", help="scale by alpha/sqrt(rank)")
+    lora.add_argument("--block-size", type=int, default=64, help="qlora: weights a scale (default: %(default)s)")
+    lora.add_argument("--loraplus-ratio", type=float, default=1.0, help="B learns this much faster than A (default: 1)")
+    run = parser.add_argument_group("training")
+    run.add_argument("--steps", type=int, default=250, help="optimiser steps (default: %(default)s)")
+    run.add_argument("--lr", type=float, help="highest learning rate (default: 5e-3, full: 1e-3)")
+    run.add_argument(
+        "--schedule", default="cosine", choices=["constant", "linear", "cosine"], help="default: %(default)s"
+    )
+    run.add_argument("--warmup", type=int, default=10, help="steps of warm-up (default: %(default)s)")
+    run.add_argument("--weight-decay", type=float, default=0.0, help="on matrices (default: %(default)s)")
+    run.add_argument("--max-grad-norm", type=float, default=1.0, help="default: %(default)s")
+    run.add_argument("--batch-size", type=int, default=8, help="rows a micro-batch (default: %(default)s)")
+    run.add_argument("--grad-accum", type=int, default=1, help="micro-batches a step (default: %(default)s)")
+    run.add_argument("--max-seq-len", type=int, default=128, help="tokens a row (default: %(default)s)")
+    run.add_argument(
+        "--checkpointing", action="store_true", help="recompute blocks instead of keeping their activations"
+    )
+    run.add_argument("--held-out", type=float, default=0.1, help="share of the data held out (default: %(default)s)")
+    run.add_argument("--eval-every", type=int, default=50, help="steps between evaluations (default: %(default)s)")
+    run.add_argument("--save-every", type=int, default=100, help="steps between checkpoints (default: %(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="adapters, dropout, order (default: %(default)s)")
+    run.add_argument("--out", default="runs/finetune", help="folder for the results (default: %(default)s)")
+    run.add_argument("--resume", action="store_true", help="go on from --out's checkpoint")
+    sample = parser.add_argument_group("samples")
+    sample.add_argument("--prompt", help="text to continue before and after (default: one that fits the embedded data)")
+    sample.add_argument("--sample-tokens", type=int, default=80, help="0 for none (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from tinyllm.backend import random
+
+    console = Console(highlight=False)
+    model, tokenizer = load_model(args)
+    random.manual_seed(args.seed)
+    text = load_text(args.data or assets.path("jargon.txt"), tokenizer)
+    learn, rest = split(text, args.held_out, args.seed)
+    loader = Loader(learn, args.batch_size, args.max_seq_len, args.seed)
+    held_out = Loader(rest, args.batch_size, args.max_seq_len, args.seed) if len(rest) else None
+    prompt = args.prompt if args.prompt is not None else ":hacker:\n" if args.data is None else None
+
+    prepare(model, args)
+    model.checkpointing = args.checkpointing
+    out = Path(args.out)
+    console.print(
+        f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
+    )
+    console.print(trainable_summary(model))
+    sample_before = sample(model, tokenizer, prompt, args)
+    lr = LEARNING_RATES[args.method] if args.lr is None else args.lr
+    config = TrainConfig(
+        steps=args.steps, lr=lr, schedule=args.schedule, warmup=args.warmup,
+        grad_accum=args.grad_accum, weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,
+        loraplus_ratio=args.loraplus_ratio, seed=args.seed, eval_every=args.eval_every, save_every=args.save_every,
+    )  # fmt: skip
+    what = ("model", "data", "method", "rank", "alpha", "dropout", "target_modules", "rslora", "block_size")
+    settings = {name: getattr(args, name) for name in (*what, "batch_size", "max_seq_len", "held_out")}
+    with TrainingBar(args.steps, console) as bar:
+        result = train(model, loader, held_out, config, out, resume=args.resume, settings=settings, report=bar.report)
+    sample_after = sample(model, tokenizer, prompt, args)
+
+    if prompt is not None and sample_before is not None and sample_after is not None:
+        for title, said in (("before", sample_before), ("after", sample_after)):
+            console.rule(f"sample {title}", align="left")
+            console.print(escape(prompt + said))
+        console.rule()
+    if held_out is not None:
+        change = 100 * (result["after"] / result["before"] - 1)
+        console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f} ({change:+.1f} %)")
+    console.print(
+        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])}"
+    )
+    save(model, tokenizer, args, out, console)
+
+
+def prepare(model: DecoderModel, args: argparse.Namespace) -> None:
+    """Make the model trainable by the method asked for."""
+    if args.method == "full":
+        return
+    targets = args.target_modules
+    if len(targets) == 1 and (targets[0] == "all-linear" or not targets[0].replace(".", "").replace("_", "").isalnum()):
+        targets = targets[0]  # "all-linear", or a regular expression
+    options = {"target_modules": targets, "use_rslora": args.rslora, "verbose": False}
+    if args.method == "lora":
+        apply_lora(model, args.rank, args.alpha, args.dropout, **options)
+    else:
+        apply_qlora(model, args.rank, args.alpha, args.dropout, args.block_size, **options)
+
+
+def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, args: argparse.Namespace) -> str | None:
+    """What the model makes of the prompt."""
+    if prompt is None or args.sample_tokens < 1:
+        return None
+    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    ids = generate(
+        model, tokenizer.encode(prompt), args.sample_tokens, temperature=0.7, top_p=0.9, stop=stop, seed=args.seed
+    )
+    return tokenizer.decode(ids)
+
+
+def save(model: DecoderModel, tokenizer: Tokenizer, args: argparse.Namespace, out: Path, console: Console) -> None:
+    """Write the adapter or the model, and the picture, and say where."""
+    if args.method == "full":
+        model.save_pretrained(out)
+        tokenizer.save(out)
+        console.print(f"model in {out}: config.json, model.safetensors, tokenizer.json")
+    else:
+        save_adapter(model, out, base_model_name_or_path=args.model)
+        size = (out / "adapter_model.safetensors").stat().st_size
+        console.print(f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})")
+    drawn = draw_losses(out / "log.jsonl", out / "loss.png")
+    told = "loss.png" if drawn else "no loss.png (pip install matplotlib draws it)"
+    (out / "run.json").write_text(json.dumps(vars(args), default=str, indent=1), encoding="utf-8")
+    console.print(f"log.jsonl, {told}, checkpoint.safetensors beside it")
