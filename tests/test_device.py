@@ -94,7 +94,7 @@ def test_each_reason_has_its_sentence(case, monkeypatch):
     with pytest.raises(BackendUnavailable) as caught:
         set_device("cuda")
     said = str(caught.value)
-    assert sentence in said and said.endswith("Use set_device('cpu') to go on without a GPU.") and "\n" not in said
+    assert sentence in said and said.endswith("Use the device 'cpu' to go on without a GPU.") and "\n" not in said
     assert isinstance(caught.value, RuntimeError) and device() == "cpu"
     found = {text for _, text in REASONS.values() if text in said}
     assert found == ({sentence} if "device" not in case else {"finds no GPU", "CUDA_VISIBLE_DEVICES"})

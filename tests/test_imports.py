@@ -27,6 +27,8 @@ ORDER = [
     ["formats"],
     ["state"],
     ["models"],
+    ["lora_linear"],
+    ["lora_targets"],
     ["lora"],
     ["qlora"],
     ["adapters"],

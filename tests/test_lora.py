@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 from tinyllm import lora
 from tinyllm.backend.random import manual_seed
 from tinyllm.lora import (
-    LoRAConfig,
-    LoRALinear,
-    SavedModule,
     apply_lora,
     disable_lora,
     enable_lora,
@@ -24,6 +21,7 @@ from tinyllm.lora import (
     set_adapter,
     unmerge_lora,
 )
+from tinyllm.lora_linear import LoRAConfig, LoRALinear, SavedModule
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Linear, Module
 from tinyllm.optim import AdamW

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tinyllm.backend.random import manual_seed
 from tinyllm.frozen import FrozenWeight, NF4Weight
 from tinyllm.lora import (
-    LoRALinear,
     adapter_configs,
     apply_lora,
     disable_lora,
@@ -23,6 +22,7 @@ from tinyllm.lora import (
     set_adapter,
     unmerge_lora,
 )
+from tinyllm.lora_linear import LoRALinear
 from tinyllm.models import DecoderModel
 from tinyllm.nf4 import BLOCK_SIZES, dequantize_nf4, quantize_nf4
 from tinyllm.nn import Linear, Module

@@ -20,18 +20,9 @@ from tinyllm.backend.table import of
 from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
 from tinyllm.frozen import FrozenWeight
-from tinyllm.lora import (
-    LoRAConfig,
-    LoRALinear,
-    SavedModule,
-    _by_pattern,
-    adapter_configs,
-    apply_lora,
-    linear_names,
-    lora_layers,
-    resolve_targets,
-    set_adapter,
-)
+from tinyllm.lora import adapter_configs, apply_lora, lora_layers, set_adapter
+from tinyllm.lora_linear import LoRAConfig, LoRALinear, SavedModule, by_pattern
+from tinyllm.lora_targets import linear_names, resolve_targets
 from tinyllm.models.folder import read_json
 from tinyllm.models.llama import hf_name, is_llama
 from tinyllm.nn import Module
@@ -90,7 +81,7 @@ def save_adapter(
         for name, weight in model.get(path).copies[adapter_name].named_weights():
             arrays[f"{PREFIX}{named(path)}.{name}"] = weight.data
     ranks = {path: config.rank_of(path) for path in layers}
-    alphas = {path: float(_by_pattern(config.alpha_pattern, path, config.alpha)) for path in layers}
+    alphas = {path: float(by_pattern(config.alpha_pattern, path, config.alpha)) for path in layers}
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -235,8 +226,8 @@ def _fit(
     paths = {named(path): path for path in linear_names(model)}
     targets = _targets(model, fields.get("target_modules"), paths, arrays, folder)
     rank, alpha = fields.get("r", 8), fields.get("lora_alpha", 8)  # PEFT's defaults
-    ranks = {t: _by_pattern(fields.get("rank_pattern") or {}, t, rank) for t in targets}
-    alphas = {t: _by_pattern(fields.get("alpha_pattern") or {}, t, alpha) for t in targets}
+    ranks = {t: by_pattern(fields.get("rank_pattern") or {}, t, rank) for t in targets}
+    alphas = {t: by_pattern(fields.get("alpha_pattern") or {}, t, alpha) for t in targets}
     wanted: dict[str, tuple[tuple[str, str], tuple[int, ...]]] = {}
     for target in targets:
         layer = model.get(paths[target])

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyllm.frozen import FrozenWeight, NF4Weight
-from tinyllm.lora import LoRAConfig, apply_lora, check_adapter, get_lora_parameters, linear_names
+from tinyllm.lora import apply_lora, check_adapter, get_lora_parameters
+from tinyllm.lora_linear import LoRAConfig
+from tinyllm.lora_targets import linear_names
 from tinyllm.nf4 import check_block_size, dequantize_nf4, quantize_nf4, refuse_non_finite
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter

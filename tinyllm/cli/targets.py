@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllm.cli.common import EMBEDDED, model_folder
-from tinyllm.lora import linear_names, resolve_targets
+from tinyllm.lora_targets import linear_names, resolve_targets
 from tinyllm.models import DecoderModel
 
 

@@ -1,0 +1,100 @@
+"""Which layers an adapter goes to: names, suffixes, regular expressions, and errors that list what there is.
+
+Read next: `lora.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from tinyllm.frozen import FrozenWeight
+from tinyllm.lora_linear import LoRALinear, SavedModule
+from tinyllm.nn import Linear, Module
+
+# Other libraries' names for the same layers, so that a PEFT config can be used as it is.
+ALIASES = {
+    "o_proj": ("out_proj",),
+    "c_attn": ("qkv_proj",),
+    "c_proj": ("out_proj", "down_proj"),
+    "c_fc": ("up_proj",),
+}
+ATTENTION = ("qkv_proj", "q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def linear_names(model: Module) -> list[str]:
+    """The paths of every linear layer that can be adapted, adapted ones included; the head stands last."""
+    found: list[str] = []
+    saved: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if isinstance(module, SavedModule):
+            saved += (f"{path}.",)
+        elif isinstance(module, LoRALinear) or (isinstance(module, Linear) and not path.endswith("base_layer")):
+            if not path.startswith(saved):
+                found.append(path)
+    return sorted(found, key=lambda path: path.endswith("lm_head"))
+
+
+def resolve_targets(model: Module, target_modules: Any) -> list[str]:
+    """The linear layers that `target_modules` means.
+
+    Raises
+    ------
+    ValueError
+        If it, or one name of several, matches nothing; the message lists the names there are.
+    """
+    names = linear_names(model)
+    decoder = [name for name in names if not name.endswith("lm_head")]
+    last = sorted({name.rpartition(".")[2] for name in names})
+    if target_modules is None:
+        target_modules = [name for name in decoder if name.rpartition(".")[2] in ATTENTION]
+    if not len(target_modules):
+        raise ValueError(f"there is no target module; name some of: {', '.join(last)}")
+    if isinstance(target_modules, str):
+        if target_modules == "all-linear":
+            return decoder
+        matched = [name for name in names if re.fullmatch(target_modules, name)]
+        if not matched:
+            raise ValueError(
+                f"the expression {target_modules!r} matches no linear layer; names look like {decoder[0]}, ending "
+                f"in {', '.join(last)} (an expression must match the whole name; for one name pass a list)"
+            )
+        return matched
+    chosen: set[str] = set()
+    for target in target_modules:
+        head, _, tail = target.rpartition(".")
+        ends = ALIASES.get(tail, ()) if not any(name == target or name.endswith("." + target) for name in names) else ()
+        wanted = [f"{head}.{end}" if head else end for end in ends] or [target]
+        hits = {name for name in names for w in wanted if name == w or name.endswith("." + w)}
+        if not hits:
+            close = difflib.get_close_matches(tail, last, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"target module {target!r} matches nothing; {hint}there are: {', '.join(last)}")
+        chosen |= hits
+    return [name for name in names if name in chosen]
+
+
+def refuse_tied_head(model: Module, targets: list[str]) -> None:
+    for path in targets:
+        weight = getattr(model.get(path), "weight", None)
+        if weight is not None and sum(getattr(m, "weight", None) is weight for _, m in model.named_modules()) > 1:
+            raise ValueError(
+                f"{path} is tied to the embedding, so adapting it would change both; leave it out, or build the model "
+                "with tie_embeddings=False"
+            )
+
+
+def resolve_saved(model: Module, name: str) -> list[str]:
+    paths = [path for path, module in model.named_modules() if path == name or path.endswith("." + name)]
+    if not paths:
+        there = sorted({path.rpartition(".")[2] for path, _ in model.named_modules() if path})
+        raise ValueError(
+            f"modules_to_save names {name!r}, which matches nothing; "
+            f"there are: {', '.join(n for n in there if not n.isdigit())}"
+        )
+    if any(isinstance(w, FrozenWeight) for path in paths for _, w in model.get(path).named_weights()):
+        raise ValueError(
+            f"modules_to_save names {name!r}, which is stored frozen and cannot train; build the model without storage="
+        )
+    return paths
