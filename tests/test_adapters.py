@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tinyllm.adapters import load_adapter, save_adapter
+from tinyllm.adapters import load_adapter, save_adapter, trained_over
 from tinyllm.backend import random
 from tinyllm.formats import safetensors_file
 from tinyllm.lora import apply_lora, disable_lora, merge_lora, set_adapter, unmerge_lora
@@ -268,3 +268,36 @@ def test_missing_files_and_models_without_adapters(tmp_path):
     with pytest.raises(ValueError, match="no adapter 'x'"):
         save_adapter(trained(llama()), tmp_path / "x", "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "storage, settings",
+    [("float32", None), ("float16", None), ("bfloat16", None), ("nf4", (64, True)), ("nf4", (32, False))],
+)
+def test_the_adapter_tells_what_it_was_trained_over(tmp_path, storage, settings):
+    model = llama()
+    if settings:
+        quantize_base(model, *settings)
+    elif storage != "float32":
+        model = DecoderModel(80, 64, 2, 4, **llama_shape(), seed=1, storage=storage)
+    save_adapter(trained(model), tmp_path)
+    told = {"storage": storage} | ({"block_size": settings[0], "double_quant": settings[1]} if settings else {})
+    assert trained_over(tmp_path) == told
+    assert not any("tinyllm" in field for field in config_of(tmp_path))  # PEFT knows its own fields only
+    damage(tmp_path, lambda arrays: None)  # as another library writes it
+    assert trained_over(tmp_path) == {} == trained_over(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("said", ["nf4", "{}", '{"storage": "int3"}', '{"storage": "nf4"}', "[]"])
+def test_a_damaged_note_about_the_base(tmp_path, said):
+    safetensors_file.write(tmp_path / "adapter_model.safetensors", {}, {"tinyllm.base": said})
+    with pytest.raises(ValueError, match="tinyllm.base"):
+        trained_over(tmp_path)
+
+
+@pytest.mark.parametrize("said", [5, [5], {"q_proj": 1}])
+def test_target_modules_of_another_type_in_a_file(tmp_path, said):
+    save_adapter(trained(llama()), tmp_path)
+    edit(tmp_path, target_modules=said)
+    with pytest.raises(ValueError, match="target_modules"):
+        load_adapter(llama(), tmp_path)

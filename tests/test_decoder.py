@@ -328,3 +328,24 @@ def test_bad_targets_masks_and_segments_are_refused():
 def test_an_initial_weight_of_another_shape_is_named():
     with pytest.raises(ValueError, match="embed_tokens.weight should have shape"):
         DecoderModel(10, 16, 1, init=lambda name, shape: np.zeros((1, 2)))
+
+
+SIZES = {
+    "vocab_size": 11, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8,
+    "intermediate_size": 24, "max_seq_len": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", SIZES)
+@pytest.mark.parametrize("value", [True, False, 2.0, 2.5, "2", -1])
+def test_sizes_are_whole_numbers(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1.* and a whole number"):
+        DecoderModel(**{**SIZES, field: value})
+    assert type(getattr(DecoderModel(**{**SIZES, field: np.int64(SIZES[field])}).config, field)) is int
+
+
+def test_a_parameter_that_does_not_exist_and_a_dtype_that_cannot_train():
+    with pytest.raises(TypeError, match="no parameter 'n_kv_heads'; did you mean num_kv_heads?"):
+        DecoderModel(11, 16, 1, n_kv_heads=1)
+    with pytest.raises(ValueError, match="dtype must be float32 or float64, not int32"):
+        DecoderModel(11, 16, 1, dtype=np.int32)

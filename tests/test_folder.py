@@ -15,6 +15,7 @@ from tinyllm.models import DecoderModel
 from tinyllm.models.config import DecoderConfig, llama_shape
 from tinyllm.models.folder import _names
 from tinyllm.models.llama import config_from_hf, config_to_hf, hf_name, our_name
+from tinyllm.tensor import Parameter
 
 IDS = np.arange(11)[None]
 
@@ -153,3 +154,35 @@ def test_other_shapes_and_adapted_models_are_not_written(tmp_path):
     merge_lora(model, keep_base=False)
     model.save_pretrained(tmp_path / "m")
     assert np.array_equal(DecoderModel.from_pretrained(tmp_path / "m")(IDS).data, model(IDS).data)
+
+
+@pytest.mark.parametrize("part", ["lm_head", "embed_tokens"])
+def test_a_head_that_training_parted_from_the_embedding_is_kept(tmp_path, part):
+    model = apply_lora(llama(), modules_to_save=[part], verbose=False)
+    copy = model.get(part).copies["default"].weight
+    copy.data = copy.data * np.float32(1.5)
+    merge_lora(model, keep_base=False).eval().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+    assert np.array_equal(DecoderModel.from_pretrained(tmp_path)(IDS).data, model(IDS).data)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_tie_that_is_written_is_the_model_s_own(tmp_path, tie):
+    model = llama(tie_embeddings=tie)
+    model.lm_head.weight = Parameter(model.lm_head.weight.data * 2) if tie else model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is not tie
+    assert np.array_equal(DecoderModel.from_pretrained(tmp_path)(IDS).data, model(IDS).data)
+
+
+def test_a_tied_config_beside_another_head_is_refused(tmp_path):
+    model = llama()
+    model.save_pretrained(tmp_path)
+    arrays, _ = safetensors_file.read(tmp_path / "model.safetensors")
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
+    safetensors_file.write(tmp_path / "model.safetensors", arrays)
+    assert np.array_equal(DecoderModel.from_pretrained(tmp_path)(IDS).data, model(IDS).data)
+    arrays["lm_head.weight"][3, 4] += 1
+    safetensors_file.write(tmp_path / "model.safetensors", arrays)
+    with pytest.raises(ValueError, match="lm_head.weight differs from the embedding"):
+        DecoderModel.from_pretrained(tmp_path)

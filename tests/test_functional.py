@@ -412,3 +412,9 @@ def test_the_fused_head_computes_no_gradient_that_nobody_wants():
     assert not head.linear_cross_entropy(Tensor(x), Tensor(w), np.array([1, 2])).requires_grad
     with no_grad():
         assert not head.linear_cross_entropy(Tensor(x, requires_grad=True), Tensor(w), np.array([1, 2])).requires_grad
+
+
+@pytest.mark.parametrize("targets", [[0.0, 1.0], [True, False], ["0", "1"]], ids=str)
+def test_targets_are_integers(targets):
+    with pytest.raises(TypeError, match="targets must be integers"):
+        F.cross_entropy(Tensor(np.zeros((2, 3))), targets)

@@ -54,7 +54,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(x, top_p):
 
 @given(logits, st.floats(0.1, 3))
 def test_no_limits_is_the_softmax(x, temperature):
-    e = np.exp(x / temperature - (x / temperature).max())
+    e = np.exp((x - x.max()) / temperature)
     np.testing.assert_array_equal(next_probabilities(x, temperature), (e / e.sum()) / (e / e.sum()).sum())
 
 
@@ -153,3 +153,35 @@ def test_the_tokens_of_a_text_decode_to_the_text():
     tokenizer = Tokenizer.load(assets.path("base"))
     text = ":hacker:\nOne who programs enthusiastically, even caf\u00e9 \u2192 \U0001f600."
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_refused(bad, temperature):
+    model = make()
+    model.norm.weight.data[0] = bad
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="the logits are not finite; check the check"):
+        generate(model, [1], 3, temperature=temperature)
+    with pytest.raises(ValueError, match="not finite"):
+        next_probabilities([0.0, bad, 1.0])
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300])
+def test_a_temperature_that_overflows_the_division_is_greedy(temperature):
+    assert next_probabilities([700.0, 1.0, 699.0], temperature).tolist() == [1, 0, 0]
+    assert generate(make(), [1], 8, temperature=temperature) == generate(make(), [1], 8)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf])
+def test_the_distribution_needs_a_temperature(temperature):
+    with pytest.raises(ValueError, match="temperature must be above 0 and finite"):
+        next_probabilities([1.0, 2.0], temperature)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [({"temperature": np.nan}, "finite"), ({"temperature": np.inf}, "finite"), ({"max_new_tokens": -1}, "at least 0")],
+)
+def test_settings_that_mean_nothing(settings, said):
+    with pytest.raises(ValueError, match=said):
+        stream(make(), [1], **settings)

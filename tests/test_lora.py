@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllm import lora
+from tinyllm import functional as F
+from tinyllm import head, lora
 from tinyllm.backend.random import manual_seed
 from tinyllm.lora import (
     apply_lora,
@@ -477,3 +478,52 @@ def test_layers_that_a_second_adapter_adds_join_the_merged_ones():
     model = merge_lora(adapted())
     apply_lora(model, target_modules="all-linear", adapter_name="second", verbose=False)
     assert all(layer.merged for _, layer in lora_layers(model))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"target_modules": "*"}, {"rank_pattern": {"(": 2}}, {"alpha_pattern": {"[": 2}}, {"rank_pattern": {"a)(b": 2}}],
+)
+def test_what_is_no_regular_expression(options):
+    model = make()
+    before = dict(model.state_dict())
+    with pytest.raises(ValueError, match="is no regular expression"):
+        apply_lora(model, verbose=False, **options)
+    assert dict(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("targets", [5, True, {"q_proj": 1}, [5], ["qkv_proj", None], b"qkv_proj"])
+def test_target_modules_of_another_type(targets):
+    with pytest.raises(TypeError, match="target_modules must be a string or a list of strings"):
+        apply_lora(make(), target_modules=targets, verbose=False)
+
+
+@pytest.mark.parametrize("kind", ["adapted", "merged", "saved"])
+def test_an_adapted_head_s_loss_never_holds_all_logits(kind, monkeypatch):
+    options = {"modules_to_save": ["lm_head"]} if kind == "saved" else {"target_modules": ["lm_head", "qkv_proj"]}
+    model = adapted(dtype=np.float64, options={"tie_embeddings": False}, **options)
+    if kind == "merged":
+        merge_lora(model)
+    targets = np.array([[3, -100, 4, 5], [-100, -100, 19, 0]])
+
+    def result(loss):
+        model.zero_grad()
+        loss().backward() if kind != "merged" else None
+        return float(loss().data), [p.grad for p in get_lora_parameters(model) if p.grad is not None]
+
+    wanted = result(lambda: F.cross_entropy(model(IDS), targets))
+    seen, plain = [], model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda x: seen.append(x.shape) or plain(x), raising=False)
+    monkeypatch.setattr(head, "CHUNK_BYTES", 2 * 20 * 8)  # two rows
+    got = result(lambda: model.loss(IDS, targets))
+    assert all(math.prod(shape[:-1]) <= 2 for shape in seen) and (not seen) == (kind == "saved")
+    assert abs(got[0] - wanted[0]) <= 64 * np.finfo(float).eps * wanted[0]
+    assert len(got[1]) == len(wanted[1])
+    for g, w in zip(got[1], wanted[1], strict=True):
+        assert np.abs(g - w).max() <= 256 * np.finfo(float).eps * max(1, np.abs(w).max())
+
+
+def test_a_merged_model_says_why_nothing_trains():
+    model = merge_lora(adapted())
+    with pytest.raises(RuntimeError, match="merged adapters: call unmerge_lora first"):
+        model.loss(IDS, IDS).backward()

@@ -266,3 +266,17 @@ def test_unbroadcast_is_the_transpose_of_broadcasting(xy):
     back = ops.unbroadcast(g, x.shape)
     budget = g.size * np.finfo(float).eps * float((np.abs(x) * np.abs(g)).sum())
     assert back.shape == x.shape and abs((x * g).sum() - (x * back).sum()) <= budget
+
+
+def test_a_power_of_zero_has_gradient_zero_everywhere():
+    x = Tensor(np.array([0.0, -2.0, 3.0, np.inf]), requires_grad=True)
+    with np.errstate(all="raise"):
+        y = x**0
+        y.backward(np.ones(4))
+    assert y.data.tolist() == [1, 1, 1, 1] and x.grad.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("exponent", [Tensor(2.0), Tensor([2.0]), np.array([1.0, 2.0])], ids=str)
+def test_an_exponent_is_a_number(exponent):
+    with pytest.raises(TypeError, match=r"the exponent must be a number; use exp\(b \* log\(a\)\)"):
+        Tensor([1.0, 2.0]) ** exponent

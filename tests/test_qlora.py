@@ -283,3 +283,17 @@ def test_checkpointing_under_qlora_is_bit_for_bit():
         model.loss(IDS, IDS).backward()
         grads.append([p.grad for p in get_qlora_parameters(model)])
     assert all(g.any() and np.array_equal(g, h) for g, h in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    "made, asked", [((32, True), (64, True)), ((64, False), (64, True)), ((64, True), (128, True))]
+)
+def test_a_base_in_other_blocks_is_not_taken_for_what_was_asked(made, asked):
+    model = make()
+    quantize_base(model, *made)
+    before = dict(model.state_dict())
+    with pytest.raises(ValueError, match=f"block_size={made[0]} and double_quant={made[1]}; pass these"):
+        apply_qlora(model, block_size=asked[0], double_quant=asked[1], verbose=False)
+    assert dict(model.state_dict()) == before
+    apply_qlora(model, block_size=made[0], double_quant=made[1], verbose=False)
+    apply_qlora(make(storage="nf4"), verbose=False)

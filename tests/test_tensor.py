@@ -670,12 +670,25 @@ def test_checkpoint_of_a_fused_head():
 # the picture
 
 
-def test_graph_svg_has_a_box_for_every_node(tmp_path):
+def test_graph_svg_has_a_box_for_every_node(tmp_path, monkeypatch):
     model = DecoderModel(vocab_size=11, hidden_size=8, num_layers=2, num_heads=2)
     loss = model.loss(np.arange(6).reshape(1, 6), np.arange(6).reshape(1, 6))
     text = graph_svg(loss, model, tmp_path / "graph.svg")
     assert (tmp_path / "graph.svg").read_text(encoding="utf-8") == text
+    kept_picture = tmp_path / "old.svg"
+    kept_picture.write_text("old", encoding="utf-8")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        graph_svg(loss, model, kept_picture)
+    assert kept_picture.read_text(encoding="utf-8") == "old"  # whole or not at all
     assert text.count("<rect class=") == len(_topological(loss.node))
     assert "layers.1.mlp.up_proj.weight 32x8" in text and ">attention<" in text and text.startswith("<svg")
     with pytest.raises(RuntimeError, match="no graph"):
         graph_svg(loss.detach())
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, np.ones(2), (Tensor([1.0]),)], ids=lambda r: type(r).__name__)
+def test_a_checkpointed_function_returns_one_tensor(returned):
+    for context in (enable_grad, no_grad):
+        with context(), pytest.raises(TypeError, match="must return one Tensor, not"):
+            checkpoint(lambda x: returned, Tensor([1.0, 2.0], requires_grad=True))

@@ -19,9 +19,9 @@ from tinyllm.backend import random
 from tinyllm.backend.table import of
 from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
-from tinyllm.frozen import FrozenWeight
+from tinyllm.frozen import FrozenWeight, NF4Weight
 from tinyllm.lora import adapter_configs, apply_lora, lora_layers, set_adapter
-from tinyllm.lora_linear import LoRAConfig, LoRALinear, SavedModule, by_pattern
+from tinyllm.lora_linear import LoRAConfig, LoRALinear, SavedModule, by_pattern, matches
 from tinyllm.lora_targets import linear_names, resolve_targets
 from tinyllm.models.folder import read_json
 from tinyllm.models.llama import hf_name, is_llama
@@ -30,6 +30,7 @@ from tinyllm.state import unpack
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "tinyllm.base"  # in the metadata of WEIGHTS: PEFT reads every field of CONFIG and knows none of ours
 
 # PEFT's fields that are understood, or that change nothing about what a finished adapter computes.
 UNDERSTOOD = {
@@ -102,7 +103,7 @@ def save_adapter(
         "inference_mode": True,
     }
     folder = make_folder(folder)
-    safetensors_file.write(folder / WEIGHTS, arrays)
+    safetensors_file.write(folder / WEIGHTS, arrays, {BASE: json.dumps(_base(model))})
     write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
@@ -167,6 +168,53 @@ def load_adapter(model: Module, folder: Any, adapter_name: str = "default", trai
     return model
 
 
+def trained_over(folder: Any) -> dict[str, Any]:
+    """How the base was stored when the adapter was saved; over another one it answers a little differently.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    dict
+        ``{"storage": "nf4", "block_size": 64, "double_quant": True}``, or ``{"storage": "float32"}`` ("float16",
+        "bfloat16"); empty if the file does not say.
+
+    Raises
+    ------
+    ValueError
+        If what it says is damaged.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        return {}  # load_adapter says what is missing
+    said = safetensors_file.read(path, [])[1].get(BASE)
+    if said is None:
+        return {}
+    try:
+        base = json.loads(said)
+        known = base["storage"] in ("float32", "float16", "bfloat16") or (
+            base["storage"] == "nf4" and {"block_size", "double_quant"} <= base.keys()
+        )
+    except (ValueError, TypeError, KeyError):
+        known = False
+    if not known:
+        raise ValueError(f"{path} says in {BASE} what is not understood: {said[:80]}; save the adapter again")
+    return base
+
+
+def _base(model: Module) -> dict[str, Any]:
+    """How the decoder's linear layers are stored."""
+    layers = [model.get(path) for path in linear_names(model) if not path.endswith("lm_head")]
+    weights = [getattr(layer, "base_layer", layer).weight for layer in layers]
+    stored = [weight for weight in weights if isinstance(weight, FrozenWeight)]
+    for weight in stored:
+        if isinstance(weight, NF4Weight):
+            return {"storage": "nf4", "block_size": weight.block_size, "double_quant": weight.double_quant}
+    return {"storage": stored[0].storage if stored else "float32"}
+
+
 def _active(model: Module) -> str:
     names = {name for _, m in model.named_modules() if isinstance(m, LoRALinear | SavedModule) for name in m.active}
     if not names:
@@ -211,11 +259,9 @@ def _refuse(fields: dict[str, Any], where: Path) -> None:
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in fields.get(field) or {}:
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"{where} has the {field} {pattern!r}, which is no regular expression: {error}"
-                ) from None
+                matches(pattern, "")
+            except ValueError as error:
+                raise ValueError(f"the {field} in {where} cannot be used: {error}") from None
 
 
 def _fit(
@@ -265,11 +311,11 @@ def _targets(model: Module, said: Any, paths: dict[str, str], arrays: dict[str, 
         return [path for path, ours in paths.items() if ours in meant]
     if isinstance(said, str):
         try:
-            return [path for path in paths if re.fullmatch(said, path)]
-        except re.error as error:
-            raise ValueError(
-                f"{folder / CONFIG} has target_modules {said!r}, which is no regular expression: {error}"
-            ) from None
+            return [path for path in paths if matches(said, path, whole=True)]
+        except ValueError as error:
+            raise ValueError(f"the target_modules in {folder / CONFIG} cannot be used: {error}") from None
+    if not isinstance(said, list) or not all(isinstance(target, str) for target in said):
+        raise ValueError(f"{folder / CONFIG} has target_modules {said!r}; a string or a list of strings is needed")
     return [path for path in paths if any(path == target or path.endswith("." + target) for target in said)]
 
 

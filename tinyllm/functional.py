@@ -179,6 +179,8 @@ def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     ------
     ValueError
         If every target is -100, or one is outside the classes.
+    TypeError
+        If the targets are no integers.
     """
     be, shape = of(logits.data), logits.shape
     rows = logits.data.reshape(-1, shape[-1])
@@ -203,6 +205,8 @@ def count_live(labels: Any) -> int:
 
 def check_targets(labels: Any, classes: int) -> Any:
     """The labels, if each is -100 or a class."""
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"targets must be integers (class numbers, or -100), not {labels.dtype}")
     wrong = (labels != IGNORE) & ((labels < 0) | (labels >= classes))
     if wrong.any():
         raise ValueError(

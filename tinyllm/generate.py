@@ -5,6 +5,7 @@ Read next: `train.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,9 +36,17 @@ def next_probabilities(
     -------
     float64 array (vocabulary,)
         It sums to 1.
+
+    Raises
+    ------
+    ValueError
+        If a logit is not finite, or the temperature is not a finite number above 0.
     """
-    scaled = np.asarray(logits, np.float64) / temperature
-    p = np.exp(scaled - scaled.max())
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
+    x = refuse_non_finite_logits(np.asarray(logits, np.float64))
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the maximum to e^-inf = 0: greedy
+        p = np.exp((x - x.max()) / temperature)
     p /= p.sum()
     order = np.argsort(-p, kind="stable")
     keep = len(p) if top_k is None else min(top_k, len(p))
@@ -47,6 +56,13 @@ def next_probabilities(
         keep = min(keep, max(1, int((before < top_p).sum())))
     p[order[keep:]] = 0
     return p / p.sum()
+
+
+def refuse_non_finite_logits(logits: np.ndarray) -> np.ndarray:
+    """The logits, if all are finite."""
+    if not np.isfinite(logits).all():
+        raise ValueError("the logits are not finite; check the checkpoint, its training may have diverged")
+    return logits
 
 
 def stream(
@@ -69,6 +85,7 @@ def stream(
     prompt : sequence of int
         At least one token.
     max_new_tokens : int
+        At least 0; the end of the context ends the text, too.
     temperature : float
         0 takes the most likely token each time (greedy).
     top_k, top_p
@@ -83,7 +100,8 @@ def stream(
     Raises
     ------
     ValueError
-        If the prompt is empty or longer than the context, or a setting is out of range.
+        If the prompt is empty or longer than the context, or a setting is out of range; while it runs, if the logits
+        are not finite.
     """
     ids = [int(i) for i in prompt]
     context = model.config.max_seq_len
@@ -94,8 +112,11 @@ def stream(
             f"the prompt has {len(ids)} tokens, but the model's context is {context}; "
             "shorten it to leave room for an answer"
         )
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError("temperature must be at least 0, top_k at least 1 and top_p in (0, 1]")
+    limited = (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)
+    if not 0 <= temperature < math.inf or not limited:
+        raise ValueError("temperature must be at least 0 and finite, top_k at least 1 and top_p in (0, 1]")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
     return _stream(
         model, ids, min(max_new_tokens, context - len(ids)), temperature, top_k, top_p, set(stop), seed, use_cache
     )
@@ -113,7 +134,7 @@ def _stream(model, ids, room, temperature, top_k, top_p, stop, seed, use_cache) 
             logits = model.lm_head(hidden[:, -1:]).numpy()[0, -1]  # the head for the last position alone
         model.train(training)
         if temperature == 0:
-            token = int(logits.argmax())
+            token = int(refuse_non_finite_logits(logits).argmax())
         else:
             p = next_probabilities(logits, temperature, top_k, top_p)
             u = float(generator.words(1)[0] >> np.uint64(11)) * 2.0**-53

@@ -6,13 +6,13 @@ gradients at once, in the forward pass, so that nothing is computed twice. Read 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight
-from tinyllm.functional import check_targets, count_live
-from tinyllm.tensor import Tensor, op, wants_grad
+from tinyllm.functional import IGNORE, check_targets, count_live, cross_entropy
+from tinyllm.tensor import Tensor, checkpoint, op, wants_grad
 
 CHUNK_BYTES = 32 << 20  # one chunk of logits
 
@@ -73,3 +73,39 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     if isinstance(weight, Tensor):
         edges.append((weight, lambda g: xp.multiply(gw, g, out=gw)))
     return op(total / live, *edges)
+
+
+def chunked_cross_entropy(x: Tensor, head: Callable[[Tensor], Tensor], targets: Any, classes: int) -> Tensor:
+    """``cross_entropy(head(x), targets)`` in chunks of rows, for a head that is more than one matrix.
+
+    Each chunk's logits are computed again in backward.
+
+    Parameters
+    ----------
+    x : Tensor (..., n)
+    head : callable
+        From (rows, n) to (rows, classes), say a `LoRALinear`.
+    targets : int array (...)
+        -100 is ignored.
+    classes : int
+
+    Returns
+    -------
+    Tensor ()
+        The mean loss over the live targets.
+    """
+    labels = check_targets(of(x.data).xp.asarray(targets).reshape(-1), classes)
+    live = count_live(labels)
+    rows = x.reshape(-1, x.shape[-1])
+    height = max(1, CHUNK_BYTES // (classes * rows.dtype.itemsize))
+    losses = []
+    for start in range(0, len(rows), height):
+        some = labels[start : start + height]
+        n = int((some != IGNORE).sum())
+        if n:  # the mean of no target is none
+            mean = checkpoint(lambda r, some=some: cross_entropy(head(r), some), rows[start : start + height])
+            losses.append(mean * (n / live))
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total

@@ -5,11 +5,10 @@ The layer itself is in `lora_linear.py`, what targets mean in `lora_targets.py`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tinyllm.lora_linear import LoRAConfig, LoRALinear, SavedModule, copy_module
+from tinyllm.lora_linear import LoRAConfig, LoRALinear, SavedModule, copy_module, matches
 from tinyllm.lora_targets import refuse_tied_head, resolve_saved, resolve_targets
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
@@ -57,6 +56,8 @@ def apply_lora(
     ValueError
         If a target matches nothing, the adapter exists, or a target is a head tied to the embedding. Nothing is
         changed then.
+    TypeError
+        If `target_modules` is neither a string nor a list of strings.
     """
     config = LoRAConfig(
         rank,
@@ -108,7 +109,7 @@ def check_adapter(model: Module, config: LoRAConfig, adapter_name: str) -> tuple
                 f"modules_to_save trains {path} whole, so {within[0]} cannot be a target too; leave out one of them"
             )
     for pattern in [*config.rank_pattern, *config.alpha_pattern]:
-        if not any(re.match(rf"^(.*\.)?({pattern})$", path) for path in targets):
+        if not any(matches(pattern, path) for path in targets):
             ends = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
             raise ValueError(f"the pattern {pattern!r} matches none of the target modules; they end in {ends}")
     return targets, saved

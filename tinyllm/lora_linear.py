@@ -63,9 +63,18 @@ class LoRAConfig:
         return float(by_pattern(self.alpha_pattern, path, self.alpha)) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
+def matches(pattern: str, path: str, whole: bool = False) -> bool:
+    """Whether a regular expression is for the module at `path`: PEFT's rules, the end of its name or all of it."""
+    try:
+        re.compile(pattern)  # alone, for ")(" is one only between our brackets
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}; for plain names pass a list") from None
+    return bool(re.fullmatch(pattern if whole else rf"(.*\.)?({pattern})", path))
+
+
 def by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
     for pattern, value in patterns.items():
-        if re.match(rf"^(.*\.)?({pattern})$", path):
+        if matches(pattern, path):
             return value
     return default
 

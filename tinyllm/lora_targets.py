@@ -6,11 +6,10 @@ Read next: `lora.py`.
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Any
 
 from tinyllm.frozen import FrozenWeight
-from tinyllm.lora_linear import LoRALinear, SavedModule
+from tinyllm.lora_linear import LoRALinear, SavedModule, matches
 from tinyllm.nn import Linear, Module
 
 # Other libraries' names for the same layers, so that a PEFT config can be used as it is.
@@ -42,19 +41,25 @@ def resolve_targets(model: Module, target_modules: Any) -> list[str]:
     Raises
     ------
     ValueError
-        If it, or one name of several, matches nothing; the message lists the names there are.
+        If it, or one name of several, matches nothing (the message lists the names there are), or it is no regular
+        expression.
+    TypeError
+        If it is neither a string nor a list of strings.
     """
     names = linear_names(model)
     decoder = [name for name in names if not name.endswith("lm_head")]
     last = sorted({name.rpartition(".")[2] for name in names})
     if target_modules is None:
         target_modules = [name for name in decoder if name.rpartition(".")[2] in ATTENTION]
+    several = isinstance(target_modules, list | tuple | set | frozenset)
+    if not isinstance(target_modules, str) and not (several and all(isinstance(t, str) for t in target_modules)):
+        raise TypeError(f"target_modules must be a string or a list of strings, not {target_modules!r}")
     if not len(target_modules):
         raise ValueError(f"there is no target module; name some of: {', '.join(last)}")
     if isinstance(target_modules, str):
         if target_modules == "all-linear":
             return decoder
-        matched = [name for name in names if re.fullmatch(target_modules, name)]
+        matched = [name for name in names if matches(target_modules, name, whole=True)]
         if not matched:
             raise ValueError(
                 f"the expression {target_modules!r} matches no linear layer; names look like {decoder[0]}, ending "

@@ -82,9 +82,13 @@ def neg(a: Tensor) -> Tensor:
 
 
 def power(a: Tensor, exponent: float) -> Tensor:
-    """a ** exponent, for a constant exponent."""
+    """a ** exponent, for a constant exponent; TypeError if it is no single number."""
+    if isinstance(exponent, Tensor) or np.ndim(exponent):
+        raise TypeError("the exponent must be a number; use exp(b * log(a))")
     x = a.data
     exponent = getattr(exponent, "item", lambda: exponent)()  # a NumPy scalar would turn float32 to float64
+    if exponent == 0:  # 0 * x ** -1 is not a number at x = 0
+        return op(x**exponent, (a, lambda g: of(g).xp.zeros_like(g)))
     return op(x**exponent, (a, lambda g: g * (exponent * x ** (exponent - 1))))
 
 

@@ -25,7 +25,8 @@ def quantize_base(model: Module, block_size: int = 64, double_quant: bool = True
     Raises
     ------
     ValueError
-        If a weight holds non-finite numbers (it is named) or is stored in half precision. Nothing is changed then.
+        If a weight holds non-finite numbers (it is named), is stored in half precision, or is in NF4 already with
+        another block size or other scales. Nothing is changed then.
     """
     check_block_size(block_size)
     layers = {}
@@ -33,7 +34,14 @@ def quantize_base(model: Module, block_size: int = 64, double_quant: bool = True
         layer = model.get(path)
         layer = getattr(layer, "base_layer", layer)
         kept = path.endswith("lm_head") or any(path == s or path.startswith(f"{s}.") for s in skip)
-        if kept or isinstance(layer.weight, NF4Weight):
+        if kept:
+            continue
+        if isinstance(layer.weight, NF4Weight):
+            if (layer.weight.block_size, layer.weight.double_quant) != (block_size, double_quant):
+                raise ValueError(
+                    f"{path} is in NF4 already, with block_size={layer.weight.block_size} and "
+                    f"double_quant={layer.weight.double_quant}; pass these, or begin with a model in float32"
+                )
             continue
         if isinstance(layer.weight, FrozenWeight):
             raise ValueError(

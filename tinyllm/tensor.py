@@ -251,7 +251,7 @@ def backward(y: Tensor, grad: Any = None) -> None:
     if y.node is None:
         raise RuntimeError(
             "this tensor does not need a gradient: was everything frozen, merged or disabled, or was it computed "
-            "under no_grad()?"
+            "under no_grad()? (merged adapters: call unmerge_lora first)"
         )
     xp = of(y.data).xp
     if grad is None:
@@ -359,13 +359,18 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     -------
     Tensor
         The same bits as ``function(*inputs)``.
+
+    Raises
+    ------
+    TypeError
+        If `function` returns anything else.
     """
-    if _mode is not RECORD:
-        return function(*inputs)
     start = random.default.state
-    with _recording(TRACE):
+    with _recording(TRACE if _mode is RECORD else _mode):
         y = function(*inputs)
-    if y.node is None:
+    if not isinstance(y, Tensor):
+        raise TypeError(f"a checkpointed function must return one Tensor, not {type(y).__name__}")
+    if _mode is not RECORD or y.node is None:
         return y
     arrays = [x.data for x in inputs]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass
 class DecoderConfig:
@@ -33,13 +35,24 @@ class DecoderConfig:
     dropout: float = 0.0  # after the embedding and after each half of a block
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "hidden_size", "num_layers", "max_seq_len"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
+        for field, least in {
+            "vocab_size": 1,
+            "hidden_size": 1,
+            "num_layers": 1,
+            "max_seq_len": 1,
+            "num_heads": 0,  # 0 is replaced below
+            "num_kv_heads": 0,
+            "head_dim": 0,
+            "intermediate_size": 0,
+        }.items():
+            value = getattr(self, field)
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole or value < least:
+                default = "" if least else " (0: the default)"
+                raise ValueError(f"{field} must be at least 1{default} and a whole number, not {value!r}")
+            setattr(self, field, int(value))
         self.num_heads = self.num_heads or max(1, self.hidden_size // 64)
         self.num_kv_heads = self.num_kv_heads or self.num_heads
-        if min(self.num_heads, self.num_kv_heads) < 1:
-            raise ValueError(f"there must be at least 1 head, not {self.num_heads} and {self.num_kv_heads}")
         if not self.head_dim and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "

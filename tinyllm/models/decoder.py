@@ -5,8 +5,9 @@ Shapes: batch, time, channel (the hidden size), heads, n (channels of a head). R
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, store
-from tinyllm.head import linear_cross_entropy
+from tinyllm.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.positions import check_ids, positions_and_starts, rope_tables
@@ -118,6 +119,13 @@ class DecoderModel(Module):
     **config
         The other fields of `DecoderConfig`.
 
+    Raises
+    ------
+    TypeError
+        If there is no such field.
+    ValueError
+        If a size, a name or a dtype is not allowed, or sizes do not fit together.
+
     Examples
     --------
     >>> model = DecoderModel(vocab_size=100, hidden_size=64, num_layers=2)
@@ -140,8 +148,12 @@ class DecoderModel(Module):
     ):
         if storage not in STORAGES:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}")
-        self.config = c = DecoderConfig(vocab_size, hidden_size, num_layers, num_heads or 0, **config)
         self.dtype = np.dtype(dtype)
+        if self.dtype.kind != "f":
+            raise ValueError(f"dtype must be float32 or float64, not {self.dtype}; for fewer bits use storage=")
+        _refuse_unknown(config)
+        heads = 0 if num_heads is None else num_heads
+        self.config = c = DecoderConfig(vocab_size, hidden_size, num_layers, heads, **config)
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, dtype, init=False)
         if c.positions == "learned":
             self.embed_positions = Embedding(c.max_seq_len, c.hidden_size, dtype, init=False)
@@ -237,9 +249,10 @@ class DecoderModel(Module):
         if tuple(targets.shape) != tuple(np.shape(ids)):
             raise ValueError(f"ids have shape {np.shape(ids)} and targets {tuple(targets.shape)}; they must be alike")
         x = self.hidden(ids, segment_ids, attention_mask)
-        if isinstance(self.lm_head, Linear):
-            return linear_cross_entropy(x, self.lm_head.weight, targets)
-        return F.cross_entropy(self.lm_head(x), targets)  # an adapted head
+        head = getattr(self.lm_head, "chosen", lambda: self.lm_head)()  # of modules_to_save
+        if isinstance(head, Linear) and head.bias is None:
+            return linear_cross_entropy(x, head.weight, targets)
+        return chunked_cross_entropy(x, head, targets, self.config.vocab_size)  # an adapted head
 
     @classmethod
     def from_pretrained(cls, folder: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
@@ -257,6 +270,15 @@ class DecoderModel(Module):
     def describe(self) -> dict[str, Any]:
         """The configuration as plain values."""
         return asdict(self.config)
+
+
+def _refuse_unknown(config: dict[str, Any]) -> None:
+    known = [field.name for field in fields(DecoderConfig)] + ["storage", "dtype", "seed", "init"]
+    for name in config:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            raise TypeError(f"DecoderModel has no parameter {name!r}; {hint}")
 
 
 def initial(name: str, shape: tuple[int, ...], config: DecoderConfig, generator: random.Generator, dtype: Any) -> Any:

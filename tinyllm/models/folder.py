@@ -54,13 +54,16 @@ def load_pretrained(folder: Any, storage: str | None = None, dtype: Any = np.flo
     files = _files(folder)
     _check_names(folder, files, config)
     _refuse_other_quantisation(fields, files)
+    if config["tie_embeddings"] and "lm_head.weight" in files:
+        if not np.array_equal(_read(files, "lm_head.weight"), _read(files, hf_name("embed_tokens.weight"))):
+            raise ValueError(
+                f"config.json in {folder} says tie_word_embeddings, but lm_head.weight differs from the embedding; "
+                "set tie_word_embeddings to false, or leave lm_head.weight out"
+            )
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
         key = hf_name(name)
-        path = files[key]
-        parts = [key + part for part in NF4_PARTS if files.get(key + part) == path]
-        arrays, _ = safetensors_file.read(path, [key, *parts])
-        weight = unpack(arrays, {}, where=str(path))[key]  # half precision comes as floats: `storage` rules
+        path, weight = files[key], _read(files, key)
         if tuple(weight.shape) != tuple(shape):
             raise ValueError(
                 f"{key} in {path} has shape {tuple(weight.shape)}, but config.json asks for {tuple(shape)}"
@@ -100,6 +103,8 @@ def save_pretrained(model: DecoderModel, folder: Any) -> None:
     kept = {w.storage for w in state.values() if isinstance(w, FrozenWeight)}
     half = {w.storage for w in state.values() if isinstance(w, HalfWeight)}
     fields = config_to_hf(model.config, half.pop() if half and "nf4" not in kept else model.dtype.name)
+    # Training or merging may have parted the two, or an assignment joined them.
+    fields["tie_word_embeddings"] = model.lm_head.weight is model.embed_tokens.weight
     nested = {w.double_quant for w in state.values() if isinstance(w, NF4Weight)}
     if nested:
         fields["quantization_config"] = {
@@ -149,6 +154,14 @@ def _files(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{index} names a shard outside its folder: {shard}")
         files |= dict.fromkeys(safetensors_file.read_header(path), path)
     return files
+
+
+def _read(files: dict[str, Path], key: str) -> Any:
+    """One weight; half precision comes as floats, for `storage` rules."""
+    path = files[key]
+    parts = [key + part for part in NF4_PARTS if files.get(key + part) == path]
+    arrays, _ = safetensors_file.read(path, [key, *parts])
+    return unpack(arrays, {}, where=str(path))[key]
 
 
 def _check_names(folder: Path, files: dict[str, Path], config: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinyllm.models.config import DecoderConfig, llama_shape
 
-SHAPE = llama_shape()
+LLAMA = llama_shape()
 
 # Fields that change nothing about what the model computes, whatever they say.
 INERT = {
@@ -24,7 +24,7 @@ INERT = {
 
 def is_llama(config: Any) -> bool:
     """Whether a model of this `DecoderConfig` can be written as a Llama."""
-    return isinstance(config, DecoderConfig) and all(getattr(config, field) == value for field, value in SHAPE.items())
+    return isinstance(config, DecoderConfig) and all(getattr(config, field) == value for field, value in LLAMA.items())
 
 
 def hf_name(name: str) -> str:
@@ -71,13 +71,13 @@ def config_from_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
         "num_layers": rest.pop("num_hidden_layers"),
         "num_heads": rest["num_attention_heads"],
         "num_kv_heads": rest.pop("num_key_value_heads", None) or rest["num_attention_heads"],
-        "head_dim": rest.pop("head_dim", None),
+        "head_dim": rest.pop("head_dim", None) or 0,
         "intermediate_size": rest.pop("intermediate_size"),
         "max_seq_len": rest.pop("max_position_embeddings", 2048),
         "rope_theta": float(10000.0 if theta is None else theta),
         "norm_eps": rest.pop("rms_norm_eps", 1e-6),
         "tie_embeddings": bool(rest.pop("tie_word_embeddings", False)),
-        **SHAPE,
+        **LLAMA,
     }
     del rest["num_attention_heads"]
     if rest.pop("hidden_act", "silu") not in ("silu", "swish"):
@@ -101,7 +101,7 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
         If the model is none, naming the fields that differ.
     """
     differing = [
-        f"{field}={getattr(config, field)!r}" for field, value in SHAPE.items() if getattr(config, field) != value
+        f"{field}={getattr(config, field)!r}" for field, value in LLAMA.items() if getattr(config, field) != value
     ]
     if differing:
         raise ValueError(
