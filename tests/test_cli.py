@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -284,8 +286,8 @@ def test_data_show_marks_the_loss_positions_without_colour(home, capsys):
 
 
 def test_data_show_in_colour_and_counts_what_is_cut(home, capsys, monkeypatch):
+    from tinyllm.batches import Cell
     from tinyllm.cli.data import spell
-    from tinyllm.data import Cell
 
     cells = [Cell("a", False, 1), Cell("[b", True, 1), Cell("c", True, 2)]
     assert spell(cells, colour=False).plain == "a[\\[b]\n--- segment 2 ---\n[c]"
@@ -347,6 +349,14 @@ def test_an_unknown_target_gets_a_suggestion(home, tmp_path, capsys):
     )
 
 
+def test_only_the_signs_of_an_expression_make_one(home, tmp_path, capsys):
+    said = said_in_one_sentence(capsys, finetune(home, tmp_path / "o", "--target-modules", "q-proj"))
+    assert "'q-proj' matches nothing; did you mean 'q_proj'" in said
+    done(capsys, finetune(home, tmp_path / "o", "--target-modules", "self_attn.q_proj"))
+    arrays, _ = safetensors_file.read(tmp_path / "o" / "adapter_model.safetensors")
+    assert len(arrays) == 4
+
+
 def test_bad_data_is_named_with_its_line(home, tmp_path, capsys):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"txt": 1}\n', encoding="utf-8")
@@ -390,6 +400,91 @@ def test_resuming_something_else_or_nothing(runs, tmp_path, capsys):
     assert kept == {path.name: path.read_bytes() for path in (runs / "lora").iterdir()}
 
 
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_resuming_with_another_text_or_model_of_the_same_name(what, home, tmp_path, capsys):
+    shutil.copytree(home / "model", tmp_path / "model")
+    shutil.copy(home / "text.txt", tmp_path)
+    done(capsys, finetune(tmp_path, tmp_path / "o"))
+    if what == "data":
+        (tmp_path / "text.txt").write_text(TEXT.replace("counts", "sleeps"), encoding="utf-8")
+    else:
+        arrays, metadata = safetensors_file.read(tmp_path / "model" / "model.safetensors")
+        arrays["model.norm.weight"] = arrays["model.norm.weight"] * 2
+        safetensors_file.write(tmp_path / "model" / "model.safetensors", arrays, metadata)
+    said = said_in_one_sentence(capsys, finetune(tmp_path, tmp_path / "o", "--resume"))
+    assert f"the {what} is not the same as then" in said
+
+
+def test_pretraining_goes_on_with_its_own_data_alone(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    shape = ["--hidden-size", "16", "--layers", "1", "--heads", "2", "--kv-heads", "1", "--intermediate-size", "32"]
+    few = ["--max-seq-len", "32", "--steps", "2", "--batch-size", "2", "--warmup", "1"]
+    argv = ["pretrain", "--data", tmp_path / "t.txt", "--out", tmp_path / "m", *shape, *few]
+    done(capsys, argv)
+    (tmp_path / "t.txt").write_text(TEXT.replace("counts", "sleeps"), encoding="utf-8")
+    assert "the data is not the same as then" in said_in_one_sentence(capsys, [*argv, "--resume"])
+
+
+def test_a_learning_rate_that_breaks_the_model_leaves_no_adapter(home, tmp_path, capsys):
+    with np.errstate(all="ignore"):
+        argv = finetune(home, tmp_path / "o", "--lr", "1e30")
+        argv[argv.index("--steps") + 1] = "1"
+        said = said_in_one_sentence(capsys, argv)
+    assert "step 1: " in said
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"log.jsonl"}
+
+
+def test_a_run_without_its_log_resumes(home, tmp_path, capsys):
+    done(capsys, finetune(home, tmp_path / "o"))
+    (tmp_path / "o" / "log.jsonl").unlink()
+    assert "held-out loss" in done(capsys, finetune(home, tmp_path / "o", "--resume"))
+
+
+def test_the_adapter_is_saved_before_the_comparison(home, tmp_path, monkeypatch):
+    said = []
+
+    def failing(*args):
+        said.append(1)
+        if len(said) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinyllm.cli.finetune.sample", failing)
+    assert main(finetune(home, tmp_path / "o")) == 130
+    assert (tmp_path / "o" / "adapter_model.safetensors").is_file() and (tmp_path / "o" / "run.json").is_file()
+
+
+@pytest.mark.parametrize(("block_size", "storage"), [("64", "nf4"), ("128", "float32")])
+def test_qlora_reads_weight_by_weight_where_it_can(block_size, storage, home, tmp_path, capsys, monkeypatch):
+    from tinyllm.cli import finetune as verb
+
+    plain, asked = verb.load_model, []
+
+    def watched(args, storage="float32"):
+        asked.append(storage)
+        return plain(args, storage)
+
+    monkeypatch.setattr(verb, "load_model", watched)
+    done(capsys, finetune(home, tmp_path / "o", "--method", "qlora", "--block-size", block_size))
+    assert asked == [storage]
+
+
+@pytest.mark.parametrize("name", ["run.json", "loss.png"])
+def test_run_files_are_whole_or_what_they_were(name, home, tmp_path, capsys, monkeypatch):
+    if name == "loss.png":
+        pytest.importorskip("matplotlib")
+    done(capsys, finetune(home, tmp_path / "o"))
+    kept, plain = (tmp_path / "o" / name).read_bytes(), os.replace
+
+    def stopping(source, target):
+        if str(target).endswith(name):
+            raise KeyboardInterrupt
+        plain(source, target)
+
+    monkeypatch.setattr("os.replace", stopping)
+    assert main(finetune(home, tmp_path / "o", "--seed", "9")) == 130
+    assert (tmp_path / "o" / name).read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
@@ -401,6 +496,11 @@ def test_resuming_something_else_or_nothing(runs, tmp_path, capsys):
         (("--steps", "0"), "steps must be at least 1"),
         (("--grad-accum", "0"), "grad_accum must be at least 1"),
         (("--method", "qlora", "--block-size", "7"), "block"),
+        (("--lr", "nan"), "lr must be finite"),
+        (("--weight-decay", "-1"), "weight_decay must be"),
+        (("--loraplus-ratio", "0"), "loraplus_ratio must be"),
+        (("--max-grad-norm", "0"), "max_grad_norm must be"),
+        (("--max-seq-len", "65"), "--max-seq-len 65 is beyond the model's context of 64"),
     ],
 )
 def test_numbers_out_of_range(option, said, home, tmp_path, capsys):

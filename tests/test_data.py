@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tinyllm.data import IGNORE, Dataset, Example, Loader, batches, describe, fit, load_text, pack, split
+from tinyllm.batches import Loader, batches, describe, pack
+from tinyllm.data import IGNORE, Dataset, Example, fit, load_text, split
 from tinyllm.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
@@ -376,3 +377,15 @@ def test_describe_spells_out_a_batch(tmp_path):
     assert set(short[3:]) == {("", False, 0)}
     assert all(cell.text and "\ufffd" not in cell.text for row in rows for cell in row if cell.segment)
     assert [cell.segment for cell in describe(Loader(data, 2, 64).batch(0), TOKENIZER)[0]][:4] == [1, 1, 1, 2]
+
+
+@given(datasets(), seeds)
+def test_the_fingerprint_is_of_the_rows(data, seed):
+    loader = Loader(data, 2, 16, seed)
+    assert loader.fingerprint() == Loader(Dataset(data.examples), 3, 16, seed + 1).fingerprint()
+    seen = {loader.fingerprint(), Loader(data, 2, 16, pack=False).fingerprint()}
+    assert len(seen) == 1 + (len(loader.rows) < len(data))
+    for field in ("ids", "labels", "segment_ids"):
+        changed = Loader(data, 2, 16, seed)
+        getattr(changed.rows[-1], field)[0] += 1
+        assert changed.fingerprint() not in seen

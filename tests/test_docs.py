@@ -16,7 +16,8 @@ import pytest
 
 import tinyllm
 
-PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @dataclass
@@ -152,3 +153,28 @@ def test_an_unknown_option_is_noticed(command):
 def test_long_commands_and_comments_are_read():
     page = "```bash\n# a comment\npip install x\ntinyllm finetune \\\n  --rank 8  # why\n```\n"
     assert commands(page) == [(2, ["finetune", "--rank", "8"])]
+
+
+def test_the_guides_commands_run(tmp_path, monkeypatch):
+    """In the order of the page and as printed, on a tiny model and a few notes, and two steps long at the most."""
+    from tinyllm import assets
+    from tinyllm.cli import common, finetune, main
+    from tinyllm.models import DecoderModel
+    from tinyllm.models.config import llama_shape
+    from tinyllm.tokenizer import Tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer.load(assets.path("base"))
+    model = DecoderModel(tokenizer.vocab_size, 16, 1, 2, seed=0, **llama_shape(max_seq_len=512))
+    model.save_pretrained("path/to/model")
+    tokenizer.save("path/to/model")
+    Path("notes.jsonl").write_text('{"prompt": "Say it. ", "completion": "It is said."}\n' * 40, encoding="utf-8")
+    Path("notes.txt").write_text("Once there was a note, and then another. " * 200, encoding="utf-8")
+    monkeypatch.setattr(common, "model_folder", lambda name: Path("path/to/model"))
+    plain = finetune.TrainConfig
+    monkeypatch.setattr(finetune, "TrainConfig", lambda **given: plain(**{**given, "steps": min(given["steps"], 2)}))
+    ran = 0
+    for line, arguments in commands((ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")):
+        assert main(arguments) == 0, f"fine-tuning.md:{line}: tinyllm {shlex.join(arguments)}"
+        ran += 1
+    assert ran >= 10

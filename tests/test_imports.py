@@ -32,7 +32,7 @@ ORDER = [
     ["lora"],
     ["qlora"],
     ["adapters"],
-    ["optim", "data", "tokenizer", "generate"],
+    ["optim", "data", "batches", "tokenizer", "generate"],
     ["inspect"],
     ["train"],
     ["cli", "__main__"],

@@ -120,6 +120,12 @@ def test_zero_grad():
         (lambda p: AdamW([{"params": [p]}, {"params": [p]}]), "twice"),
         (lambda p: AdamW([p], lr=-1), "lr"),
         (lambda p: AdamW([p], eps=-1), "eps"),
+        *(
+            (lambda p, name=name, bad=bad: AdamW([p], **{name: bad}), "finite")
+            for name in ("lr", "eps", "weight_decay")
+            for bad in (math.nan, math.inf)
+        ),
+        *((lambda p, bad=bad: clip_grad_norm([p], bad), "max_norm must be above 0") for bad in (0.0, -1.0, math.nan)),
         (lambda p: AdamW([p], betas=(0.9, 1.0)), "betas"),
         (lambda p: AdamW([p], weight_decay=-0.1), "weight_decay"),
         (lambda p: lr_factor("cosin", 0, 1, 0), "no schedule 'cosin'; there are: constant, linear, cosine"),

@@ -204,5 +204,5 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_the_library_is_imported_only_when_needed():
-    code = "import sys, tinyllm.tokenizer, tinyllm.data; sys.exit('tokenizers' in sys.modules)"
+    code = "import sys, tinyllm.tokenizer, tinyllm.data, tinyllm.batches; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,8 @@ import pytest
 
 from tinyllm import train as module
 from tinyllm.backend import random
-from tinyllm.data import Dataset, Example, Loader
+from tinyllm.batches import Loader
+from tinyllm.data import Dataset, Example
 from tinyllm.formats import safetensors_file
 from tinyllm.lora import apply_lora
 from tinyllm.models import DecoderModel
@@ -267,3 +268,94 @@ def test_lora_trains_nothing_but_the_adapter():
     train(model, loader(), None, TrainConfig(steps=3, lr=1e-2))
     for name, p in model.named_parameters():
         assert np.array_equal(p.numpy(), before[name]) == (".lora_" not in name), name
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize("broken_step", [1, 2])
+def test_what_an_update_broke_is_neither_logged_nor_saved(held_out, broken_step, monkeypatch, tmp_path):
+    model, plain, calls = make(), module.AdamW.step, []
+
+    def breaking(self):
+        plain(self)
+        calls.append(1)
+        if len(calls) == broken_step:
+            model.layers[1].mlp.up_proj.weight.data[0, 0] = np.nan
+
+    monkeypatch.setattr(module.AdamW, "step", breaking)
+    held = loader(seed=1) if held_out else None
+    with pytest.raises(NonFiniteLoss, match=rf"step {broken_step}: the weight layers\.1\.mlp\.up_proj\.weight"):
+        train(model, loader(), held, TrainConfig(steps=broken_step, save_every=1), tmp_path)
+    assert (tmp_path / CHECKPOINT).exists() == (broken_step > 1)
+    if broken_step > 1:
+        arrays, about = safetensors_file.read(tmp_path / CHECKPOINT)
+        assert all(np.isfinite(a).all() for a in arrays.values())
+        assert json.loads(about["tinyllm_checkpoint"])["step"] == broken_step - 1
+    assert all(np.isfinite(record.get("eval", 0.0)) for record in records(tmp_path))
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(monkeypatch, tmp_path):
+    losses = iter([1.0, float("inf")])
+    monkeypatch.setattr(module, "evaluate", lambda *args: next(losses))
+    with pytest.raises(NonFiniteLoss, match="step 1: the held-out loss is inf"):
+        train(make(), loader(), loader(seed=1), TrainConfig(steps=1), tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_the_log_takes_no_nan(tmp_path):
+    with pytest.raises(ValueError):
+        module.Log(tmp_path, 0, lambda record: None).write({"loss": float("nan"), "step": 1})
+    assert records(tmp_path) == []
+
+
+def test_a_new_run_leaves_no_checkpoint_of_an_older_one(monkeypatch, tmp_path):
+    train(start("full"), loader(), None, CONFIG, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"the old result")
+
+    def shot(*args):
+        assert not (tmp_path / CHECKPOINT).exists() and records(tmp_path)  # the log is not truncated yet
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Log", shot)
+        with pytest.raises(Killed):
+            train(start("full"), loader(), None, CONFIG, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"the old result"
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(start("full"), loader(), None, CONFIG, tmp_path, resume=True)
+
+
+def test_resuming_without_a_log_knows_the_losses(tmp_path):
+    first = train(start("lora"), loader(), loader(seed=1), CONFIG, tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    again = train(start("lora"), loader(), loader(seed=1), CONFIG, tmp_path, resume=True)
+    assert (again["before"], again["after"]) == (first["before"], first["after"])
+
+
+def test_another_fingerprint_is_told_in_words(tmp_path):
+    train(start("full"), loader(), None, CONFIG, tmp_path, settings={"data_fingerprint": "a"})
+    with pytest.raises(ValueError, match="other settings: the data is not the same as then;"):
+        train(start("full"), loader(), None, CONFIG, tmp_path, resume=True, settings={"data_fingerprint": "b"})
+
+
+@pytest.mark.parametrize(
+    "name, bad",
+    [
+        *((name, bad) for name in ("lr", "weight_decay") for bad in (-1.0, float("nan"), float("inf"))),
+        *(("loraplus_ratio", bad) for bad in (0.0, -1.0, float("nan"), float("inf"))),
+        *(("max_grad_norm", bad) for bad in (0.0, -1.0, float("nan"))),
+        ("schedule", "cosin"),
+    ],
+)
+def test_a_config_out_of_range_is_refused(name, bad):
+    with pytest.raises(ValueError, match=name):
+        TrainConfig(**{name: bad})
+
+
+def test_the_log_is_rewritten_whole_or_not_at_all(monkeypatch, tmp_path):
+    train(start("full"), loader(), None, CONFIG, tmp_path)
+    log = (tmp_path / "log.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(start("full"), loader(), None, CONFIG, tmp_path, resume=True)
+    assert (tmp_path / "log.jsonl").read_bytes() == log

@@ -44,14 +44,11 @@ class AdamW:
         self.groups: list[dict[str, Any]] = [{**defaults, **group, "params": list(group["params"])} for group in groups]
         for group in self.groups:
             group["initial_lr"] = group["lr"]
-            if (
-                group["lr"] < 0
-                or group["eps"] < 0
-                or group["weight_decay"] < 0
-                or not all(0 <= b < 1 for b in group["betas"])
-            ):
+            numbers = all(0 <= group[name] < math.inf for name in ("lr", "eps", "weight_decay"))  # NaN is not either
+            if not numbers or not all(0 <= b < 1 for b in group["betas"]):
                 raise ValueError(
-                    f"lr, eps and weight_decay must be at least 0 and betas in [0, 1): {_without_params(group)}"
+                    "lr, eps and weight_decay must be finite and at least 0, and betas in [0, 1): "
+                    f"{_without_params(group)}"
                 )
         everything = [p for group in self.groups for p in group["params"]]
         if not everything:
@@ -138,7 +135,14 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     -------
     float
         The norm before.
+
+    Raises
+    ------
+    ValueError
+        Unless `max_norm` is above 0.
     """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0, not {max_norm}; inf clips nothing")
     gradients = [p.grad for p in params if p.grad is not None]
     norm = math.sqrt(sum(float(g.reshape(-1) @ g.reshape(-1)) for g in gradients))
     if norm > max_norm:

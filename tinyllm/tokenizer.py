@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyllm.formats.atomic import write_text
+
 __all__ = ["ROLES", "Tokenizer"]
 
 ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -148,8 +150,8 @@ class Tokenizer:
             config[f"{name}_token"] = None if id is None else self.token(id)
         config["add_bos_token"] = self.adds_bos
         config["chat_template"] = self.chat_template
-        _write_whole(folder / "tokenizer.json", self._inner.to_str(pretty=True))
-        _write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / "tokenizer.json", self._inner.to_str(pretty=True))
+        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     def apply_chat(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False
@@ -277,16 +279,3 @@ def _check_messages(messages: Any) -> None:
         if not isinstance(message["content"], str):
             kind = type(message["content"]).__name__
             raise ValueError(f'"content" of message {number} must be a string, not {kind}: write it as plain text')
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Write beside the target and rename, so that a crash leaves the old file or the new one."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(text.encode("utf-8"))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.data import Batch, Loader
+from tinyllm.batches import Batch, Loader
 from tinyllm.formats import safetensors_file
-from tinyllm.formats.atomic import make_folder
+from tinyllm.formats.atomic import make_folder, write_text
 from tinyllm.inspect.memory import peak_memory
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Module
@@ -28,11 +28,17 @@ from tinyllm.tensor import no_grad
 
 CHECKPOINT = "checkpoint.safetensors"
 
+# Settings that are hashes: what they stand for, since the hashes themselves tell nobody anything.
+FINGERPRINTS = {
+    "data_fingerprint": "the data",
+    "held_out_fingerprint": "the held-out data",
+    "model_fingerprint": "the model",
+}
+
 
 @dataclass
 class TrainConfig:
-    """How to train; what a resumed run must have in common is all of it but `steps`' neighbours `eval_every`,
-    `save_every`."""
+    """How to train. Everything but `eval_every` and `save_every` must be the same when resuming."""
 
     steps: int = 100  # optimiser steps
     lr: float = 1e-3  # the highest learning rate
@@ -50,10 +56,18 @@ class TrainConfig:
         for name, least in {"steps": 1, "grad_accum": 1, "warmup": 0, "eval_every": 0, "save_every": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
+        if not 0 < self.loraplus_ratio < math.inf:
+            raise ValueError(f"loraplus_ratio must be finite and above 0, not {self.loraplus_ratio}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be above 0, not {self.max_grad_norm}; inf clips nothing")
+        lr_factor(self.schedule, 0, self.steps, self.warmup)  # refuses a schedule that does not exist
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or a gradient stopped being a number; the message says in which layer and step."""
+    """A loss, gradient or weight stopped being a number; the message says in which layer and step."""
 
 
 def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None) -> float:
@@ -89,7 +103,7 @@ def train(
         Evaluated before the first step, every `eval_every` steps and at the end.
     config : TrainConfig
     out : folder, optional
-        For ``log.jsonl`` and the checkpoint.
+        For ``log.jsonl`` and the checkpoint; without `resume`, an older run's checkpoint there is removed first.
     resume : bool
         Go on from the folder's checkpoint; the result equals an uninterrupted run's bit for bit.
     settings : dict, optional
@@ -105,7 +119,8 @@ def train(
     Raises
     ------
     NonFiniteLoss
-        At the first loss or gradient that is not finite; weights are as before that step.
+        At the first loss or gradient that is not finite; weights are as before that step. Or after a step that broke
+        the weights or the held-out loss; the checkpoint is then the one before.
     RuntimeError
         If a trainable parameter received no gradient in the first step.
     ValueError
@@ -119,16 +134,22 @@ def train(
         del fixed[name]
     folder = Path(out) if out is not None else None
     start, tokens, seconds = 0, 0, 0.0
+    before: float | None = None
+    after: float | None = None
     if resume:
         if folder is None:
             raise ValueError("resuming needs the folder of the run to resume")
-        start, tokens, seconds = load_checkpoint(folder / CHECKPOINT, model, optimizer, fixed)
+        about = load_checkpoint(folder / CHECKPOINT, model, optimizer, fixed)
+        start, tokens, seconds = about["step"], about["tokens"], about["seconds"]
+        before, after = about["before"], about["after"]
+    elif folder is not None:
+        # Before anything else of the new run: were it killed early, resuming would go on with the old one.
+        (make_folder(folder) / CHECKPOINT).unlink(missing_ok=True)
     log = Log(folder, start, report)
-    before = log.first_eval
     if held_out is not None and start == 0:
-        before = evaluate(model, held_out)
+        before = after = evaluate(model, held_out)
+        _require_finite(model, before, 0)
         log.write({"eval": before, "step": 0})
-    after = before if start == 0 else log.last_eval
     began = time.perf_counter() - seconds
 
     for step in range(start, config.steps):
@@ -161,9 +182,13 @@ def train(
         last = done == config.steps
         if held_out is not None and (last or (config.eval_every and done % config.eval_every == 0)):
             after = evaluate(model, held_out)
+            _require_finite(model, after, done)
             log.write({"eval": after, "step": done})
         if folder is not None and (last or (config.save_every and done % config.save_every == 0)):
-            save_checkpoint(folder / CHECKPOINT, model, optimizer, fixed, done, tokens, time.perf_counter() - began)
+            _require_finite(model, after, done)
+            elapsed = time.perf_counter() - began
+            so_far = {"step": done, "tokens": tokens, "seconds": elapsed, "before": before, "after": after}
+            save_checkpoint(folder / CHECKPOINT, model, optimizer, fixed, so_far)
     optimizer.zero_grad()
     elapsed = time.perf_counter() - began
     return {"before": before, "after": after, "tokens": tokens, "seconds": elapsed, "peak_memory": peak_memory()}
@@ -177,6 +202,19 @@ def _require_gradients(model: Module) -> None:
         raise RuntimeError(
             f"after the first step these trainable parameters have no gradient: {', '.join(without[:5])}{more}; freeze "
             "them or make the loss depend on them"
+        )
+
+
+def _require_finite(model: Module, held_out_loss: float | None, step: int) -> None:
+    """What the last update broke is neither logged nor saved."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and not np.isfinite(p.numpy()).all():
+            raise NonFiniteLoss(
+                f"step {step}: the weight {name} holds non-finite numbers; lower the learning rate or check the model"
+            )
+    if held_out_loss is not None and not math.isfinite(held_out_loss):
+        raise NonFiniteLoss(
+            f"step {step}: the held-out loss is {held_out_loss}; lower the learning rate or check the model"
         )
 
 
@@ -216,8 +254,6 @@ class Log:
 
     def __init__(self, folder: Path | None, start: int, report: Callable[[dict[str, Any]], None]):
         self.report = report
-        self.first_eval: float | None = None
-        self.last_eval: float | None = None  # what resuming a finished run has to say
         self.path = folder / "log.jsonl" if folder is not None else None
         if self.path is None:
             return
@@ -231,34 +267,30 @@ class Log:
                     continue
                 if record["step"] <= start:
                     kept.append(line + "\n")
-                    if "eval" in record:
-                        self.last_eval = record["eval"]
-                        if record["step"] == 0:
-                            self.first_eval = record["eval"]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record and show it."""
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, allow_nan=False) + "\n")
         self.report(record)
 
 
 def save_checkpoint(
-    path: Path, model: Module, optimizer: AdamW, settings: dict[str, Any], step: int, tokens: int, seconds: float
+    path: Path, model: Module, optimizer: AdamW, settings: dict[str, Any], so_far: dict[str, Any]
 ) -> None:
-    """What trains, its moments, the generator's position and the settings, in one file written whole."""
+    """What trains, its moments, the generator's position, the settings and how far the run is, in one file."""
     state = optimizer.state_dict()
     arrays = {f"model.{name}": p.numpy() for name, p in model.named_parameters() if p.requires_grad}
     arrays |= {f"{kind}.{i}": moment for kind in ("m", "v") for i, moment in state[kind].items()}
-    about = {"step": step, "tokens": tokens, "seconds": seconds, "random": random.default.state, "settings": settings}
+    about = {**so_far, "random": random.default.state, "settings": settings}
     about |= {"optimizer_steps": state["step"], "groups": state["groups"]}
     safetensors_file.write(path, arrays, {"tinyllm_checkpoint": json.dumps(about)})
 
 
-def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[str, Any]) -> tuple[int, int, float]:
-    """Put everything back; returns the step, tokens and seconds so far. See `save_checkpoint`."""
+def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[str, Any]) -> dict[str, Any]:
+    """Put everything back; returns how far the run is. See `save_checkpoint`."""
     if not path.exists():
         raise ValueError(f"there is nothing to resume: {path} does not exist; start the run without --resume")
     arrays, metadata = safetensors_file.read(path)
@@ -270,7 +302,12 @@ def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[
         key for key in sorted(now.keys() | about["settings"].keys()) if now.get(key) != about["settings"].get(key)
     ]
     if differ:
-        told = ", ".join(f"{key} was {about['settings'].get(key)!r} and is {now.get(key)!r}" for key in differ)
+        told = ", ".join(
+            f"{FINGERPRINTS[key]} is not the same as then"
+            if key in FINGERPRINTS
+            else f"{key} was {about['settings'].get(key)!r} and is {now.get(key)!r}"
+            for key in differ
+        )
         raise ValueError(
             f"the run in {path.parent} had other settings: {told}; resume with the same, or start another run"
         )
@@ -283,4 +320,4 @@ def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[
     steps = {int(i): n for i, n in about["optimizer_steps"].items()}
     optimizer.load_state_dict({"step": steps, "groups": about["groups"], **moments})
     random.default.restore(about["random"])
-    return about["step"], about["tokens"], about["seconds"]
+    return {key: about[key] for key in ("step", "tokens", "seconds", "before", "after")}

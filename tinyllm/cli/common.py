@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tinyllm import assets
+from tinyllm.adapters import CONFIG, trained_over
 from tinyllm.backend.device import set_device
 from tinyllm.models import DecoderModel
+from tinyllm.models.decoder import STORAGES
+from tinyllm.models.folder import read_json
+from tinyllm.qlora import quantize_base
 from tinyllm.tokenizer import Tokenizer
 
 EMBEDDED = "base"  # the model that comes with the package
@@ -35,6 +40,40 @@ def load_model(args: argparse.Namespace, storage: str = "float32") -> tuple[Deco
     folder = model_folder(args.model)
     model = DecoderModel.from_pretrained(folder, storage=storage)
     return model, Tokenizer.load(folder)
+
+
+def add_base_storage(parser: argparse.ArgumentParser) -> None:
+    """``--base-storage``, for `load_base`."""
+    parser.add_argument(
+        "--base-storage",
+        choices=STORAGES,
+        help="what to keep the base's weights as (default: as the adapter was trained over; float32 without one)",
+    )
+
+
+def load_base(args: argparse.Namespace) -> tuple[DecoderModel, Tokenizer, str]:
+    """The model of ``--model`` as ``--adapter`` was trained over it, its tokenizer, and a line that says so."""
+    said: dict[str, Any] = trained_over(args.adapter) if args.adapter else {}
+    why = "as the adapter was trained over" if said else "the adapter does not say what it was trained over"
+    if args.base_storage:
+        said, why = {"storage": args.base_storage}, "as --base-storage says"
+    storage = said.get("storage", "float32")
+    if storage != "nf4":
+        return *load_model(args, storage), f"the base is in {storage}, {why}"
+    block_size, double_quant = said.get("block_size", 64), said.get("double_quant", True)
+    if (block_size, double_quant) == (64, True) and not _brings_embeddings(args.adapter):
+        model, tokenizer = load_model(args, "nf4")
+    else:
+        model, tokenizer = load_model(args)
+        quantize_base(model, block_size, double_quant)
+    return model, tokenizer, f"the base is in nf4 (block_size={block_size}, double_quant={double_quant}), {why}"
+
+
+def _brings_embeddings(adapter: str | None) -> bool:
+    """Whether the adapter has its own embedding or head: those can replace floats only, which storage="nf4" halves."""
+    path = Path(adapter or "") / CONFIG
+    saved = read_json(path).get("modules_to_save") if adapter and path.is_file() else None
+    return any(str(name).endswith(("embed_tokens", "lm_head")) for name in saved or [])
 
 
 def megabytes(n: int | None) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from tinyllm.batches import Batch, Cell, Loader, describe
 from tinyllm.cli.common import EMBEDDED, model_folder
-from tinyllm.data import Batch, Cell, Loader, describe, load_text
+from tinyllm.data import load_text
 from tinyllm.tokenizer import Tokenizer
 
 LEARNED, CONTEXT = "bold green", "bright_black"

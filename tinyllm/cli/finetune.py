@@ -7,6 +7,7 @@ model for --method full), log.jsonl, loss.png and a checkpoint for --resume.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from rich.markup import escape
 
 from tinyllm import assets
 from tinyllm.adapters import save_adapter
-from tinyllm.cli.common import add_model, load_model, megabytes
+from tinyllm.batches import Loader
+from tinyllm.cli.common import EMBEDDED, add_model, load_model, megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
-from tinyllm.data import Loader, load_text, split
+from tinyllm.data import load_text, split
+from tinyllm.formats.atomic import write_text
 from tinyllm.generate import generate
 from tinyllm.lora import apply_lora, trainable_summary
 from tinyllm.models import DecoderModel
@@ -25,7 +28,11 @@ from tinyllm.qlora import apply_qlora
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import TrainConfig, train
 
-LEARNING_RATES = {"full": 1e-3, "lora": 5e-3, "qlora": 5e-3}  # adapters stand about ten times more than whole weights
+BLOCK_SIZE = 64  # what storage="nf4" quantises with
+READ_WHOLE = 1 << 26  # bytes of a file up to which a fingerprint reads it
+EXPRESSION = frozenset("*+?[](){}|^$\\")  # a dot is none: it parts the names in a path
+# By method: for the embedded base, which is so small that it stands large steps, and for a checkpoint of one's own.
+LEARNING_RATES = {"full": (1e-3, 2e-5), "lora": (1e-2, 2e-4), "qlora": (1e-2, 2e-4)}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +40,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help=".txt, .md, or .jsonl with prompt/completion, messages or text (default: embedded)"
     )
-    parser.add_argument("--method", default="lora", choices=["full", "lora", "qlora"], help="default: %(default)s")
+    parser.add_argument(
+        "--method", default="lora", choices=["full", "lora", "qlora"],
+        help="default: %(default)s; qlora keeps the base in four bits, the embedding and the head in float16",
+    )  # fmt: skip
     lora = parser.add_argument_group("adapters")
     lora.add_argument("--rank", type=int, default=8, help="default: %(default)s")
     lora.add_argument(
@@ -42,14 +52,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     lora.add_argument("--dropout", type=float, default=0.0, help="on the adapter's input (default: %(default)s)")
     lora.add_argument(
         "--target-modules", nargs="+", default=["all-linear"], metavar="NAME",
-        help="names or suffixes, or one regular expression, or all-linear (default); see `tinyllm targets`",
+        help="names or suffixes, or all-linear (default); one argument with any of *+?[](){}|^$\\ in it is a regular "
+        "expression for the whole name; see `tinyllm targets`",
     )  # fmt: skip
     lora.add_argument("--rslora", action="store_true", help="scale by alpha/sqrt(rank)")
-    lora.add_argument("--block-size", type=int, default=64, help="qlora: weights a scale (default: %(default)s)")
+    lora.add_argument(
+        "--block-size", type=int, default=BLOCK_SIZE,
+        help="qlora: weights a scale (default: %(default)s; with any other the whole model is read as float32 first, "
+        "and the embedding and the head stay float32)",
+    )  # fmt: skip
     lora.add_argument("--loraplus-ratio", type=float, default=1.0, help="B learns this much faster than A (default: 1)")
     run = parser.add_argument_group("training")
-    run.add_argument("--steps", type=int, default=250, help="optimiser steps (default: %(default)s)")
-    run.add_argument("--lr", type=float, help="highest learning rate (default: 5e-3, full: 1e-3)")
+    run.add_argument("--steps", type=int, default=300, help="optimiser steps (default: %(default)s)")
+    run.add_argument(
+        "--lr",
+        type=float,
+        help="highest learning rate (default: 2e-4, full 2e-5; for the embedded base 1e-2, full 1e-3)",
+    )
     run.add_argument(
         "--schedule", default="cosine", choices=["constant", "linear", "cosine"], help="default: %(default)s"
     )
@@ -77,7 +96,14 @@ def run(args: argparse.Namespace) -> None:
     from tinyllm.backend import random
 
     console = Console(highlight=False)
-    model, tokenizer = load_model(args)
+    # Four bits weight by weight, so that the whole model never stands in float32.
+    by_weight = args.method == "qlora" and args.block_size == BLOCK_SIZE
+    model, tokenizer = load_model(args, storage="nf4" if by_weight else "float32")
+    context = model.config.max_seq_len
+    if args.max_seq_len > context:
+        raise ValueError(
+            f"--max-seq-len {args.max_seq_len} is beyond the model's context of {context} tokens; give that or less"
+        )
     random.manual_seed(args.seed)
     text = load_text(args.data or assets.path("jargon.txt"), tokenizer)
     learn, rest = split(text, args.held_out, args.seed)
@@ -93,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
     )
     console.print(trainable_summary(model))
     sample_before = sample(model, tokenizer, prompt, args)
-    lr = LEARNING_RATES[args.method] if args.lr is None else args.lr
+    lr = LEARNING_RATES[args.method][args.model != EMBEDDED] if args.lr is None else args.lr
     config = TrainConfig(
         steps=args.steps, lr=lr, schedule=args.schedule, warmup=args.warmup,
         grad_accum=args.grad_accum, weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,
@@ -101,8 +127,11 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     what = ("model", "data", "method", "rank", "alpha", "dropout", "target_modules", "rslora", "block_size")
     settings = {name: getattr(args, name) for name in (*what, "batch_size", "max_seq_len", "held_out")}
+    settings |= {"data_fingerprint": loader.fingerprint(), "model_fingerprint": fingerprint(model_folder(args.model))}
+    settings |= {"held_out_fingerprint": held_out.fingerprint() if held_out is not None else None}
     with TrainingBar(args.steps, console) as bar:
         result = train(model, loader, held_out, config, out, resume=args.resume, settings=settings, report=bar.report)
+    written = save(model, tokenizer, args, out)  # before anything else can fail
     sample_after = sample(model, tokenizer, prompt, args)
 
     if prompt is not None and sample_before is not None and sample_after is not None:
@@ -116,7 +145,8 @@ def run(args: argparse.Namespace) -> None:
     console.print(
         f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])}"
     )
-    save(model, tokenizer, args, out, console)
+    for line in written:
+        console.print(line)
 
 
 def prepare(model: DecoderModel, args: argparse.Namespace) -> None:
@@ -124,13 +154,24 @@ def prepare(model: DecoderModel, args: argparse.Namespace) -> None:
     if args.method == "full":
         return
     targets = args.target_modules
-    if len(targets) == 1 and (targets[0] == "all-linear" or not targets[0].replace(".", "").replace("_", "").isalnum()):
-        targets = targets[0]  # "all-linear", or a regular expression
+    if len(targets) == 1 and (targets[0] == "all-linear" or EXPRESSION & set(targets[0])):
+        targets = targets[0]
     options = {"target_modules": targets, "use_rslora": args.rslora, "verbose": False}
     if args.method == "lora":
         apply_lora(model, args.rank, args.alpha, args.dropout, **options)
     else:
         apply_qlora(model, args.rank, args.alpha, args.dropout, args.block_size, **options)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a model's configuration and weight files; of large files the size alone, which takes no time."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        if size <= READ_WHOLE:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, args: argparse.Namespace) -> str | None:
@@ -139,22 +180,22 @@ def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, args: 
         return None
     stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     ids = generate(
-        model, tokenizer.encode(prompt), args.sample_tokens, temperature=0.7, top_p=0.9, stop=stop, seed=args.seed
+        model, tokenizer.encode(prompt), args.sample_tokens, temperature=0.5, top_p=0.9, stop=stop, seed=args.seed
     )
     return tokenizer.decode(ids)
 
 
-def save(model: DecoderModel, tokenizer: Tokenizer, args: argparse.Namespace, out: Path, console: Console) -> None:
-    """Write the adapter or the model, and the picture, and say where."""
+def save(model: DecoderModel, tokenizer: Tokenizer, args: argparse.Namespace, out: Path) -> list[str]:
+    """Write the adapter or the model, and the picture; returns what to say about it."""
     if args.method == "full":
         model.save_pretrained(out)
         tokenizer.save(out)
-        console.print(f"model in {out}: config.json, model.safetensors, tokenizer.json")
+        what = f"model in {out}: config.json, model.safetensors, tokenizer.json"
     else:
         save_adapter(model, out, base_model_name_or_path=args.model)
         size = (out / "adapter_model.safetensors").stat().st_size
-        console.print(f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})")
+        what = f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"
     drawn = draw_losses(out / "log.jsonl", out / "loss.png")
     told = "loss.png" if drawn else "no loss.png (pip install matplotlib draws it)"
-    (out / "run.json").write_text(json.dumps(vars(args), default=str, indent=1), encoding="utf-8")
-    console.print(f"log.jsonl, {told}, checkpoint.safetensors beside it")
+    write_text(out / "run.json", json.dumps(vars(args), default=str, indent=1))
+    return [what, f"log.jsonl, {told}, checkpoint.safetensors beside it"]

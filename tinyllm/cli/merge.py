@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm.adapters import load_adapter
-from tinyllm.cli.common import add_model, load_model, model_folder
+from tinyllm.cli.common import add_base_storage, add_model, load_base, model_folder
+from tinyllm.frozen import FrozenWeight
 from tinyllm.lora import lora_layers, merge_lora
-from tinyllm.tensor import no_grad
+from tinyllm.models import DecoderModel
+from tinyllm.tensor import Parameter, no_grad
 
 TEXT = "A hacker is one who enjoys exploring the details of systems."  # any text shows the change
 
@@ -23,6 +25,7 @@ TEXT = "A hacker is one who enjoys exploring the details of systems."  # any tex
 def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--adapter", required=True, metavar="FOLDER", help="an adapter in PEFT's format")
+    add_base_storage(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the merged model goes")
 
 
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--out is the {kind}'s own folder {folder}, which merging would overwrite; name another folder"
             )
-    model, tokenizer = load_model(args)
+    model, tokenizer, base = load_base(args)
     load_adapter(model, args.adapter)
     model.eval()
     layers = [(path, layer.lora_A[name].shape[0]) for path, layer in lora_layers(model) for name in layer.active]
@@ -42,12 +45,26 @@ def run(args: argparse.Namespace) -> None:
     with no_grad():
         beside = model(ids).numpy()  # (1, time, vocabulary)
         merge_lora(model, keep_base=False)
+        for name, weight in list(model.named_weights()):  # what no adapter touched: one model, one dtype
+            if isinstance(weight, FrozenWeight):
+                model.set_weight(name, Parameter(weight.dense(), requires_grad=False))
         merged = model(ids).numpy()
     change, largest = float(np.abs(merged - beside).max()), float(np.abs(beside).max())
     model.save_pretrained(out)
     tokenizer.save(out)
     ends = ", ".join(sorted({path.rpartition(".")[2] for path, _ in layers}))
     ranks = ", ".join(str(rank) for rank in sorted({rank for _, rank in layers}))
+    console.print(escape(base))
     console.print(f"merged {len(layers)} updates of rank {ranks} into {escape(args.model)}: {escape(ends)}")
-    console.print(f"largest change of a logit {change:.1e}, beside a largest logit of {largest:.1f}: rounding")
+    said = verdict(model, change, largest)
+    console.print(f"largest change of a logit {change:.1e}, beside a largest logit of {largest:.1f}: {said}")
     console.print(f"the model is in {escape(str(out))}: config.json, model.safetensors, tokenizer.json")
+
+
+def verdict(model: DecoderModel, change: float, largest: float) -> str:
+    """Whether a change of the logits is rounding: eps for each product of a sum, layer after layer, and no more."""
+    c = model.config
+    budget = float(np.finfo(model.dtype).eps) * c.num_layers * max(c.hidden_size, c.intermediate_size) * largest
+    if change <= budget:
+        return "rounding"
+    return f"WARNING, more than rounding ({budget:.1e}); compare what the two models say before you use this one"

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from tinyllm import assets
 from tinyllm.backend.device import set_device
+from tinyllm.batches import Loader
 from tinyllm.cli.common import megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
-from tinyllm.data import Loader, load_text, split
+from tinyllm.data import load_text, split
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
 from tinyllm.tokenizer import Tokenizer
@@ -68,6 +69,9 @@ def run(args: argparse.Namespace) -> None:
     loader = Loader(learn, args.batch_size, args.max_seq_len, args.seed)
     held_out = Loader(rest, args.batch_size, args.max_seq_len, args.seed) if len(rest) else None
     settings = {"batch_size": args.batch_size, "max_seq_len": args.max_seq_len, "model": model.describe()}
+    # The starting weights are a function of the model's shape and the seed.
+    settings |= {"held_out": args.held_out, "data_fingerprint": loader.fingerprint()}
+    settings |= {"held_out_fingerprint": held_out.fingerprint() if held_out is not None else None}
     with TrainingBar(args.steps, console) as bar:
         result = train(model, loader, held_out, config, out, resume=args.resume, settings=settings, report=bar.report)
     model.save_pretrained(out)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tinyllm.cli.common import megabytes
+from tinyllm.formats.atomic import write_whole
 from tinyllm.inspect.memory import peak_memory
 
 
@@ -60,5 +61,6 @@ def draw_losses(log: Path, path: Path) -> bool:
     axes.set_ylabel("loss a token (nats)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     return True

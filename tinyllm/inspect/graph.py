@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tinyllm.formats.atomic import write_text
 from tinyllm.inspect.kept import operation_of
 from tinyllm.tensor import Node, Tensor, _inputs, _topological
 
@@ -85,7 +86,7 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
     x = {item: x[item] - left + GAP for item in x}
     text = _draw(chains, labels, x, y, widths, loss.node, right - left + 2 * GAP, len(rows))
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(path, text)
     return text
 
 
