@@ -158,7 +158,7 @@ def test_long_commands_and_comments_are_read():
 def test_the_guides_commands_run(tmp_path, monkeypatch):
     """In the order of the page and as printed, on a tiny model and a few notes, and two steps long at the most."""
     from tinyllm import assets
-    from tinyllm.cli import common, finetune, main
+    from tinyllm.cli import finetune, main, options
     from tinyllm.models import DecoderModel
     from tinyllm.models.config import llama_shape
     from tinyllm.tokenizer import Tokenizer
@@ -170,7 +170,7 @@ def test_the_guides_commands_run(tmp_path, monkeypatch):
     tokenizer.save("path/to/model")
     Path("notes.jsonl").write_text('{"prompt": "Say it. ", "completion": "It is said."}\n' * 40, encoding="utf-8")
     Path("notes.txt").write_text("Once there was a note, and then another. " * 200, encoding="utf-8")
-    monkeypatch.setattr(common, "model_folder", lambda name: Path("path/to/model"))
+    monkeypatch.setattr(options, "model_folder", lambda name: Path("path/to/model"))
     plain = finetune.TrainConfig
     monkeypatch.setattr(finetune, "TrainConfig", lambda **given: plain(**{**given, "steps": min(given["steps"], 2)}))
     ran = 0

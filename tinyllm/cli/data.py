@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tinyllm.batches import Batch, Cell, Loader, describe
-from tinyllm.cli.common import EMBEDDED, model_folder
+from tinyllm.cli.options import EMBEDDED, model_folder
 from tinyllm.data import load_text
 from tinyllm.tokenizer import Tokenizer
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tinyllm import assets
 from tinyllm.backend.device import probe
-from tinyllm.cli.common import megabytes
+from tinyllm.cli.options import megabytes
 from tinyllm.lora import apply_lora, get_lora_parameters
 from tinyllm.models import DecoderModel
 from tinyllm.optim import AdamW

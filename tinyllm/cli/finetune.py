@@ -17,7 +17,7 @@ from rich.markup import escape
 from tinyllm import assets
 from tinyllm.adapters import save_adapter
 from tinyllm.batches import Loader
-from tinyllm.cli.common import EMBEDDED, add_model, load_model, megabytes, model_folder
+from tinyllm.cli.options import EMBEDDED, add_model, load_model, megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
 from tinyllm.data import load_text, split
 from tinyllm.formats.atomic import write_text

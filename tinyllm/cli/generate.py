@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from tinyllm.adapters import load_adapter
-from tinyllm.cli.common import add_base_storage, add_model, load_base
+from tinyllm.cli.options import add_base_storage, add_model, load_base
 from tinyllm.generate import stream
 from tinyllm.lora import merge_lora
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.cli.common import megabytes
+from tinyllm.cli.options import megabytes
 from tinyllm.formats import safetensors_file
 from tinyllm.frozen import FrozenWeight
 

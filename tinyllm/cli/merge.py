@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm.adapters import load_adapter
-from tinyllm.cli.common import add_base_storage, add_model, load_base, model_folder
+from tinyllm.cli.options import add_base_storage, add_model, load_base, model_folder
 from tinyllm.frozen import FrozenWeight
 from tinyllm.lora import lora_layers, merge_lora
 from tinyllm.models import DecoderModel

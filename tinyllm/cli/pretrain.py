@@ -13,7 +13,7 @@ from rich.console import Console
 from tinyllm import assets
 from tinyllm.backend.device import set_device
 from tinyllm.batches import Loader
-from tinyllm.cli.common import megabytes, model_folder
+from tinyllm.cli.options import megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
 from tinyllm.data import load_text, split
 from tinyllm.models import DecoderModel

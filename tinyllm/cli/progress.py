@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tinyllm.cli.common import megabytes
+from tinyllm.cli.options import megabytes
 from tinyllm.formats.atomic import write_whole
 from tinyllm.inspect.memory import peak_memory
 

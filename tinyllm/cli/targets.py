@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.cli.common import EMBEDDED, model_folder
+from tinyllm.cli.options import EMBEDDED, model_folder
 from tinyllm.lora_targets import linear_names, resolve_targets
 from tinyllm.models import DecoderModel
 
