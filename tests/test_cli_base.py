@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,3 +112,51 @@ def test_a_change_that_is_more_than_rounding_is_said(case, tmp_path, capsys, mon
     out = " ".join(capsys.readouterr().out.split())
     assert "WARNING, more than rounding" in out and ": rounding" not in out
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_an_adapter_leads_to_the_model_it_was_trained_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer.load(assets.path("base"))
+    for name, seed in (("mine", 1), ("other", 2)):
+        model = DecoderModel(tokenizer.vocab_size, 16, 1, 2, seed=seed, **llama_shape(max_seq_len=128))
+        model.save_pretrained(name)
+        tokenizer.save(name)
+    Path("notes.txt").write_text("a note and another note " * 200, encoding="utf-8")
+    train = [
+        "finetune",
+        "--model",
+        "mine",
+        "--data",
+        "notes.txt",
+        "--steps",
+        "2",
+        "--max-seq-len",
+        "64",
+        "--out",
+        "run",
+    ]
+    assert main(train) == 0
+    assert main(["generate", "--adapter", "run", "--max-new-tokens", "2"]) == 0
+    assert "(model mine)" in capsys.readouterr().err
+    assert main(["generate", "--model", "other", "--adapter", "run", "--max-new-tokens", "2"]) == 0
+    assert "WARNING: the adapter was trained over mine" in capsys.readouterr().err
+    Path("mine").rename("moved")
+    assert main(["generate", "--adapter", "run"]) == 1
+    assert "give its folder with --model" in capsys.readouterr().err
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer.load(assets.path("base"))
+    DecoderModel(tokenizer.vocab_size, 16, 1, 2, seed=1, **llama_shape(max_seq_len=128)).save_pretrained("mine")
+    tokenizer.save("mine")
+    Path("notes.txt").write_text("a note and another note " * 200, encoding="utf-8")
+    train = ["finetune", "--model", "mine", "--data", "notes.txt", "--steps", "2", "--max-seq-len", "64"]
+    assert main([*train, "--out", "run"]) == 0
+    assert main([*train, "--out", "run", "--method", "full"]) == 0
+    assert "replacing the earlier run" in capsys.readouterr().out
+    assert not Path("run/adapter_model.safetensors").exists() and Path("run/model.safetensors").exists()
+    settings = json.loads(Path("run/run.json").read_text(encoding="utf-8"))
+    assert settings["lr"] == 2e-5 and "run" not in settings
+    assert main([*train, "--out", "mine"]) == 1
+    assert "the model's own folder" in capsys.readouterr().err and Path("mine/model.safetensors").exists()

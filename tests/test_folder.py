@@ -186,3 +186,14 @@ def test_a_tied_config_beside_another_head_is_refused(tmp_path):
     safetensors_file.write(tmp_path / "model.safetensors", arrays)
     with pytest.raises(ValueError, match="lm_head.weight differs from the embedding"):
         DecoderModel.from_pretrained(tmp_path)
+
+
+def test_floats_beside_nf4_are_not_quantised_when_read_as_stored(tmp_path):
+    model = DecoderModel(80, 64, 2, 4, **llama_shape(), seed=1, storage="nf4")
+    merged = Parameter(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32), requires_grad=False)
+    model.layers[0].self_attn.q_proj.weight = merged
+    model.save_pretrained(tmp_path)
+    again = DecoderModel.from_pretrained(tmp_path)
+    assert again.layers[0].self_attn.q_proj.weight.data.tobytes() == merged.data.tobytes()
+    ids = np.arange(12).reshape(1, 12)
+    assert again(ids).data.tobytes() == model(ids).data.tobytes()

@@ -1,7 +1,7 @@
 """Fine-tune a model on a text; with no options, the embedded base on the embedded jargon file, with LoRA.
 
 Prints the held-out loss and a sample before and after, and writes to --out: the adapter in PEFT's format (or the whole
-model for --method full), log.jsonl, loss.png and a checkpoint for --resume.
+model for --method full), log.jsonl, loss.png, run.json (the settings) and a checkpoint for --resume.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ from tinyllm.train import TrainConfig, train
 BLOCK_SIZE = 64  # what storage="nf4" quantises with
 READ_WHOLE = 1 << 26  # bytes of a file up to which a fingerprint reads it
 EXPRESSION = frozenset("*+?[](){}|^$\\")  # a dot is none: it parts the names in a path
+RUN = "run.json"  # the settings of the run whose results stand beside it
+RESULTS = (
+    RUN, "adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors", "tokenizer.json",
+    "tokenizer_config.json", "loss.png",
+)  # fmt: skip
 # By method: for the embedded base, which is so small that it stands large steps, and for a checkpoint of one's own.
 LEARNING_RATES = {"full": (1e-3, 2e-5), "lora": (1e-2, 2e-4), "qlora": (1e-2, 2e-4)}
 
@@ -88,7 +93,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--out", default="runs/finetune", help="folder for the results (default: %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on from --out's checkpoint")
     sample = parser.add_argument_group("samples")
-    sample.add_argument("--prompt", help="text to continue before and after (default: one that fits the embedded data)")
+    sample.add_argument(
+        "--prompt", help=r"text to continue before and after; \n is a new line (default: for the embedded data only)"
+    )
     sample.add_argument("--sample-tokens", type=int, default=80, help="0 for none (default: %(default)s)")
 
 
@@ -109,11 +116,15 @@ def run(args: argparse.Namespace) -> None:
     learn, rest = split(text, args.held_out, args.seed)
     loader = Loader(learn, args.batch_size, args.max_seq_len, args.seed)
     held_out = Loader(rest, args.batch_size, args.max_seq_len, args.seed) if len(rest) else None
-    prompt = args.prompt if args.prompt is not None else ":hacker:\n" if args.data is None else None
+    prompt = ":hacker:\n" if args.data is None else None
+    if args.prompt is not None:
+        prompt = args.prompt.replace("\\n", "\n")
 
     prepare(model, args)
     model.checkpointing = args.checkpointing
     out = Path(args.out)
+    if not args.resume:
+        clear(out, model_folder(args.model), console)
     console.print(
         f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
     )
@@ -131,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     settings |= {"held_out_fingerprint": held_out.fingerprint() if held_out is not None else None}
     with TrainingBar(args.steps, console) as bar:
         result = train(model, loader, held_out, config, out, resume=args.resume, settings=settings, report=bar.report)
-    written = save(model, tokenizer, args, out)  # before anything else can fail
+    written = save(model, tokenizer, args, out, lr)  # before anything else can fail
     sample_after = sample(model, tokenizer, prompt, args)
 
     if prompt is not None and sample_before is not None and sample_after is not None:
@@ -146,7 +157,25 @@ def run(args: argparse.Namespace) -> None:
         f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])}"
     )
     for line in written:
-        console.print(line)
+        console.print(line, soft_wrap=True)
+
+
+def clear(out: Path, model: Path, console: Console) -> None:
+    """Remove an earlier run's results, so that they cannot be taken for this one's; only what run.json vouches for.
+
+    Raises
+    ------
+    ValueError
+        If the folder is the model's own.
+    """
+    if out.resolve() == model.resolve():
+        raise ValueError(
+            f"--out is the model's own folder {out}, which the results would overwrite; name another folder"
+        )
+    if (out / RUN).is_file():
+        console.print(f"replacing the earlier run in {escape(str(out))}", soft_wrap=True)
+        for name in RESULTS:
+            (out / name).unlink(missing_ok=True)
 
 
 def prepare(model: DecoderModel, args: argparse.Namespace) -> None:
@@ -185,7 +214,7 @@ def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, args: 
     return tokenizer.decode(ids)
 
 
-def save(model: DecoderModel, tokenizer: Tokenizer, args: argparse.Namespace, out: Path) -> list[str]:
+def save(model: DecoderModel, tokenizer: Tokenizer, args: argparse.Namespace, out: Path, lr: float) -> list[str]:
     """Write the adapter or the model, and the picture; returns what to say about it."""
     if args.method == "full":
         model.save_pretrained(out)
@@ -197,5 +226,6 @@ def save(model: DecoderModel, tokenizer: Tokenizer, args: argparse.Namespace, ou
         what = f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"
     drawn = draw_losses(out / "log.jsonl", out / "loss.png")
     told = "loss.png" if drawn else "no loss.png (pip install matplotlib draws it)"
-    write_text(out / "run.json", json.dumps(vars(args), default=str, indent=1))
-    return [what, f"log.jsonl, {told}, checkpoint.safetensors beside it"]
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "verb")}
+    write_text(out / RUN, json.dumps({**options, "lr": lr}, default=str, indent=1))
+    return [what, f"log.jsonl, {told}, run.json (the settings), checkpoint.safetensors beside it"]

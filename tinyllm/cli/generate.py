@@ -12,7 +12,7 @@ from tinyllm.lora import merge_lora
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
+    add_model(parser, default=None)
     parser.add_argument("--adapter", metavar="FOLDER", help="an adapter in PEFT's format")
     add_base_storage(parser)
     parser.add_argument("--prompt", default=":hacker:\n", help=r"text to continue; \n is a new line")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm.adapters import load_adapter
-from tinyllm.cli.options import add_base_storage, add_model, load_base, model_folder
+from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, model_folder
 from tinyllm.frozen import FrozenWeight
 from tinyllm.lora import lora_layers, merge_lora
 from tinyllm.models import DecoderModel
@@ -23,7 +23,7 @@ TEXT = "A hacker is one who enjoys exploring the details of systems."  # any tex
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
+    add_model(parser, default=None)
     parser.add_argument("--adapter", required=True, metavar="FOLDER", help="an adapter in PEFT's format")
     add_base_storage(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the merged model goes")
@@ -32,6 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     out = Path(args.out)
+    choose_model(args)
     for kind, folder in (("model", model_folder(args.model)), ("adapter", Path(args.adapter))):
         if out.resolve() == folder.resolve():
             raise ValueError(

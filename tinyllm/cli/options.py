@@ -18,13 +18,13 @@ from tinyllm.tokenizer import Tokenizer
 EMBEDDED = "base"  # the model that comes with the package
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str | None = EMBEDDED) -> None:
     """``--model``, ``--device``."""
     parser.add_argument(
         "--model",
-        default=EMBEDDED,
+        default=default,
         metavar="FOLDER",
-        help="a Hugging Face folder (Llama family); default: the embedded base",
+        help="a Hugging Face folder (Llama family); default: the embedded base, or what --adapter was trained over",
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
 
@@ -51,22 +51,45 @@ def add_base_storage(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def choose_model(args: argparse.Namespace) -> str:
+    """Set ``--model``, if it is not given, to what ``--adapter`` was trained over; returns a warning if they differ.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the adapter's model is not here.
+    """
+    path = Path(args.adapter or "") / CONFIG
+    named = read_json(path).get("base_model_name_or_path") if args.adapter and path.is_file() else None
+    if args.model is None:
+        args.model = str(named or EMBEDDED)
+        if not model_folder(args.model).is_dir():
+            raise FileNotFoundError(
+                f"the adapter was trained over {named}, which is not here; give its folder with --model"
+            )
+    elif named and model_folder(str(named)).resolve() != model_folder(args.model).resolve():
+        return f" (WARNING: the adapter was trained over {named})"
+    return ""
+
+
 def load_base(args: argparse.Namespace) -> tuple[DecoderModel, Tokenizer, str]:
     """The model of ``--model`` as ``--adapter`` was trained over it, its tokenizer, and a line that says so."""
+    warning = choose_model(args)
     said: dict[str, Any] = trained_over(args.adapter) if args.adapter else {}
     why = "as the adapter was trained over" if said else "the adapter does not say what it was trained over"
     if args.base_storage:
         said, why = {"storage": args.base_storage}, "as --base-storage says"
     storage = said.get("storage", "float32")
     if storage != "nf4":
-        return *load_model(args, storage), f"the base is in {storage}, {why}"
+        return *load_model(args, storage), f"the base is in {storage}, {why} (model {args.model}){warning}"
     block_size, double_quant = said.get("block_size", 64), said.get("double_quant", True)
+    how = f"nf4 (block_size={block_size}, double_quant={double_quant})"
     if (block_size, double_quant) == (64, True) and not _brings_embeddings(args.adapter):
         model, tokenizer = load_model(args, "nf4")
     else:
         model, tokenizer = load_model(args)
         quantize_base(model, block_size, double_quant)
-    return model, tokenizer, f"the base is in nf4 (block_size={block_size}, double_quant={double_quant}), {why}"
+    return model, tokenizer, f"the base is in {how}, {why} (model {args.model}){warning}"
 
 
 def _brings_embeddings(adapter: str | None) -> bool:

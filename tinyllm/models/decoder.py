@@ -170,7 +170,7 @@ class DecoderModel(Module):
     def _fill(self, init: Callable[[str, tuple[int, ...]], Any], storage: str) -> None:
         for name, weight in list(self.named_weights()):
             array = init(name, weight.shape)
-            if isinstance(array, FrozenWeight):  # a file's NF4 stays what it is
+            if isinstance(array, FrozenWeight | Parameter):  # what a file keeps as NF4, or as floats, stays so
                 self.set_weight(name, array)
                 continue
             array = np.asarray(array).astype(self.dtype, copy=False)

@@ -18,6 +18,7 @@ from tinyllm.frozen import FrozenWeight, HalfWeight, NF4Weight
 from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.llama import config_from_hf, config_to_hf, hf_name
 from tinyllm.state import QUANT_STATE, pack, unpack
+from tinyllm.tensor import Parameter
 
 NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
 
@@ -47,8 +48,14 @@ def load_pretrained(folder: Any, storage: str | None = None, dtype: Any = np.flo
         If the model is not understood, or weights are missing, left over or of another shape.
     """
     folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        hint = ", but an adapter: name its model, and the adapter with --adapter" if _is_adapter(folder) else ""
+        raise FileNotFoundError(
+            f"there is no model in {folder} (no config.json){hint}; give a folder as Hugging Face has it"
+        )
     fields = read_json(folder / "config.json")
     config = config_from_hf(fields)
+    as_stored = storage is None
     if storage is None:
         storage = "nf4" if fields.get("quantization_config") else "float32"
     files = _files(folder)
@@ -70,6 +77,8 @@ def load_pretrained(folder: Any, storage: str | None = None, dtype: Any = np.flo
             )
         if isinstance(weight, NF4Weight):
             weight.dtype = np.dtype(dtype)
+        elif as_stored and DecoderModel.storage_of(name, storage) == "nf4":
+            return Parameter(weight.astype(dtype, copy=False))  # merged, say: not to be quantised again
         return weight
 
     model = DecoderModel(**config, storage=storage, dtype=dtype, init=init)
@@ -118,6 +127,10 @@ def save_pretrained(model: DecoderModel, folder: Any) -> None:
     safetensors_file.write(folder / "model.safetensors", arrays)
     write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # of an older, sharded model
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
 
 
 def read_json(path: Path) -> dict[str, Any]:
