@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyllm.backend import BACKENDS, Backend
+from tinyllm.backend import BACKENDS
 from tinyllm.backend import device as device_module
-from tinyllm.backend.device import BackendUnavailable, device, probe, set_device
+from tinyllm.backend.device import BackendUnavailable, backend, device, probe, set_device, to_device, to_host
 
 
 class CUDARuntimeError(RuntimeError):
@@ -76,20 +76,22 @@ REASONS = {
         "a first kernel fails (no kernel image)",
     ),
     "kernel lies": (fake_cupy(arange=lambda n, dtype: np.zeros(n, dtype)), "gives 4.0 where 10 is right"),
-    "no backend yet": (fake_cupy(), "works here, but this version of tinyllm has no CUDA backend yet"),
 }
 
 
 @pytest.fixture(autouse=True)
 def _back_to_cpu():
+    before = BACKENDS.pop("cuda", None)
     yield
     set_device("cpu")
+    BACKENDS.pop("cuda", None)
+    if before is not None:
+        BACKENDS["cuda"] = before
 
 
 @pytest.mark.parametrize("case", REASONS)
 def test_each_reason_has_its_sentence(case, monkeypatch):
     cupy, sentence = REASONS[case]
-    monkeypatch.delitem(BACKENDS, "cuda", raising=False)
     monkeypatch.setitem(sys.modules, "cupy", cupy)  # None makes `import cupy` a ModuleNotFoundError
     with pytest.raises(BackendUnavailable) as caught:
         set_device("cuda")
@@ -108,13 +110,16 @@ def test_a_cupy_that_does_not_import(monkeypatch):
     assert "does not import (No fastrlock)" in probe()
 
 
-def test_with_a_backend_cuda_can_be_chosen(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
-    monkeypatch.setitem(BACKENDS, "cuda", Backend("cuda", np, {}))
+def test_a_cupy_that_works_becomes_the_backend(monkeypatch):
+    cupy = fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     set_device("cuda")
-    assert device() == "cuda"
+    assert device() == "cuda" and BACKENDS["cuda"].xp is backend().xp is cupy
+    assert set(BACKENDS["cuda"].table) == set(BACKENDS["numpy"].table)
     set_device("cpu")
-    assert device() == "cpu"
+    assert device() == "cpu" and backend() is BACKENDS["numpy"]
+    x = np.ones(3)
+    assert to_device(x) is x and to_host(x) is x
 
 
 def test_an_unknown_device_is_an_error():

@@ -145,6 +145,17 @@ def test_every_half_precision_value_survives(bits):
             assert HalfWeight.quantize(value, storage).bits[0] == bits
 
 
+def test_all_65536_patterns_widen_to_the_float32_they_stand_for():
+    bits = np.arange(65536, dtype=np.uint16)
+    half = bits.view(np.float16)
+    bits, wanted = bits[np.isfinite(half)], half[np.isfinite(half)].astype(np.float32)
+    y = HalfWeight(bits[:, None], "float16").dense()[:, 0]
+    assert np.array_equal(y.view(np.uint32), wanted.view(np.uint32))  # -0.0 and subnormals, too
+    bits = np.arange(65536, dtype=np.uint16)
+    y = HalfWeight(bits[:, None], "bfloat16").dense()[:, 0]
+    assert np.array_equal(y.view(np.uint32), from_bfloat16(bits).view(np.uint32))
+
+
 @pytest.mark.parametrize("storage", ["float16", "bfloat16", "nf4"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_weights_are_refused_by_name(storage, bad):

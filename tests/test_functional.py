@@ -374,14 +374,17 @@ def head_case(dtype, targets, seed=0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(targets=targets_of, seed=seeds, rows=st.integers(0, 7), factor=st.sampled_from([1.0, -3.0]))
-def test_the_fused_head_is_the_loss_of_the_linear_layer(dtype, targets, seed, rows, factor):
+@given(
+    targets=targets_of, seed=seeds, rows=st.integers(0, 7), few=st.integers(0, 3), factor=st.sampled_from([1.0, -3.0])
+)
+def test_the_fused_head_is_the_loss_of_the_linear_layer(dtype, targets, seed, rows, few, factor):
     x, w = head_case(dtype, targets, seed)
     targets = np.array(targets)
     g = dtype(factor)
     loss, grads = gradients(lambda a, b: F.cross_entropy(F.linear(a, b), targets), x, w, g=g)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "CHUNK_BYTES", rows * CLASSES * np.dtype(dtype).itemsize)  # 0: one row at a time, too
+        patch.setattr(head, "BLOCK_BYTES", few * CLASSES * np.dtype(dtype).itemsize)
         fused, fused_grads = gradients(lambda a, b: head.linear_cross_entropy(a, b, targets), x, w, g=g)
     assert fused.dtype == dtype and all(a.dtype == dtype for a in fused_grads)
     for a, b in zip([fused, *fused_grads], [loss, *grads], strict=True):
@@ -418,3 +421,11 @@ def test_the_fused_head_computes_no_gradient_that_nobody_wants():
 def test_targets_are_integers(targets):
     with pytest.raises(TypeError, match="targets must be integers"):
         F.cross_entropy(Tensor(np.zeros((2, 3))), targets)
+
+
+@given(st.integers(1, 10**5), st.integers(1, 10**5))
+def test_chunks_of_the_head_are_even_and_as_few_as_can_be(rows, classes):
+    height, most = head.chunk_rows(rows, classes, 4), max(1, head.CHUNK_BYTES // (4 * classes))
+    assert 1 <= height <= most and -(-rows // height) == -(-rows // most)
+    last = rows - height * (-(-rows // height) - 1)
+    assert 1 <= last <= height

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tinyllm import assets
-from tinyllm.generate import generate, next_probabilities, stream
+from tinyllm.cli import main
+from tinyllm.generate import generate, next_probabilities, recommended, stream
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
 from tinyllm.tokenizer import Tokenizer
@@ -55,7 +59,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(x, top_p):
 @given(logits, st.floats(0.1, 3))
 def test_no_limits_is_the_softmax(x, temperature):
     e = np.exp((x - x.max()) / temperature)
-    np.testing.assert_array_equal(next_probabilities(x, temperature), (e / e.sum()) / (e / e.sum()).sum())
+    np.testing.assert_array_equal(next_probabilities(x, temperature), e / e.sum())
 
 
 @given(logits)
@@ -67,6 +71,20 @@ def test_top_k_of_1_is_greedy(x):
 def test_logits_that_round_to_a_tie():
     x = np.array([0.0, 1e-45])  # the second is larger, and exp cannot tell
     assert next_probabilities(x, top_k=1).tolist() == [1, 0]
+
+
+@given(
+    st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.integers(1, 14), st.one_of(st.none(), st.floats(0.05, 1))
+)
+def test_limits_are_those_of_sorting_everything(x, top_k, top_p):
+    """Ties too: of equally likely tokens the first ones stay."""
+    full = next_probabilities(np.array(x, float))
+    order = np.argsort(-full, kind="stable")
+    keep = min(top_k, len(x))
+    if top_p is not None:
+        keep = min(keep, max(1, int((np.concatenate([[0.0], np.cumsum(full[order])[:-1]]) < top_p).sum())))
+    kept = next_probabilities(np.array(x, float), 1.0, top_k, top_p) > 0
+    assert set(np.flatnonzero(kept)) == set(order[:keep])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -185,3 +203,61 @@ def test_the_distribution_needs_a_temperature(temperature):
 def test_settings_that_mean_nothing(settings, said):
     with pytest.raises(ValueError, match=said):
         stream(make(), [1], **settings)
+
+
+RECOMMENDED = [
+    ({"eos_token_id": 2}, {"stop": (2,)}, []),
+    ({"eos_token_id": [2, 5], "temperature": 0.6}, {"stop": (2, 5)}, []),  # it does not sample: it has no temperature
+    ({"do_sample": True, "top_p": 0.9, "top_k": None}, {"stop": (), "temperature": 1.0, "top_p": 0.9}, []),
+    ({"do_sample": True, "temperature": 0.6, "top_k": 0}, {"stop": (), "temperature": 0.6}, []),
+    ({"do_sample": True, "top_k": 20, "repetition_penalty": 1.05}, {"stop": (), "temperature": 1.0, "top_k": 20},
+     ["repetition_penalty=1.05"]),
+    ({"repetition_penalty": 1.0, "num_beams": 4, "max_length": 20, "pad_token_id": 0}, {"stop": ()}, ["num_beams=4"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said, settings, ignored", RECOMMENDED)
+def test_what_a_folder_recommends(tmp_path, said, settings, ignored):
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    assert recommended(tmp_path) == (settings, ignored)
+    model = make("llama")
+    stream(model, [1, 2], 3, **settings)  # every setting is one of its own
+
+
+@pytest.mark.parametrize(
+    "said", [{"eos_token_id": "2"}, {"eos_token_id": [2, None]}, {"eos_token_id": -1},
+             {"do_sample": True, "top_k": 1.5}, {"do_sample": True, "temperature": "hot"},
+             {"do_sample": True, "top_p": 0}]
+)  # fmt: skip
+def test_a_recommendation_that_is_none(tmp_path, said):
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="generation_config.json"):
+        recommended(tmp_path)
+
+
+def test_no_recommendation(tmp_path):
+    assert recommended(tmp_path) == ({}, [])
+
+
+def test_the_command_line_follows_the_folder_unless_told_otherwise(tmp_path, capsys):
+    folder = tmp_path / "m"
+    shutil.copytree(assets.path("base"), folder)
+
+    def says(*options):
+        assert main(["generate", "--model", str(folder), "--max-new-tokens", "30", *options]) == 0
+        return capsys.readouterr()
+
+    greedy, hot = says().out, says("--temperature", "2", "--top-k", "7").out
+    assert greedy != hot
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 2.0, "top_k": 7}))
+    followed = says()
+    assert followed.out == hot and "temperature 2.0, top_k 7" in followed.err
+    told = says("--temperature", "0")
+    assert told.out == greedy and told.err == ""
+    ids = Tokenizer.load(folder).encode(greedy)
+    start = len(Tokenizer.load(folder).encode(":hacker:\n"))
+    eos = [99999, ids[start + 4], ids[start + 9]]  # any of them ends the text
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "repetition_penalty": 1.1}))
+    short = says()
+    assert greedy.startswith(short.out.rstrip("\n")) and len(short.out) < len(greedy)
+    assert "repetition_penalty=1.1, which is not done here" in short.err

@@ -7,18 +7,22 @@ the budget at once: ``k * eps(dtype) * error`` with one small `k` for all of the
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 
 import numpy as np
 import pytest
+from backends import moved, running_on
 from hypothesis import given
 from strategies import DTYPES, Num, assert_within, erf, exp, log, nums, seeds, sqrt, tanh
 
 from tinyllm import functional as F
 from tinyllm import nf4, ops
 from tinyllm.backend import BACKENDS, use
+from tinyllm.backend.device import to_host
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.backend.random import manual_seed
+from tinyllm.frozen import store
 from tinyllm.optim import AdamW
 from tinyllm.tensor import Parameter, Tensor
 
@@ -278,16 +282,37 @@ def case(name, rng, dtype):
             codes = [c for byte in packed.tolist() for c in (byte >> 4, byte & 15)]
             level = [Num(NF4_LEVELS[c]) * Num(scales[i // 32]) for i, c in enumerate(codes)]
             return (packed, scales, 32, 64, 0, None, dtype), [level]
+        case "nf4_scales":
+            codes, nested = rng.integers(0, 256, 300).astype(np.uint8), rng.random(2).astype(np.float32)
+            table, offset = rng.standard_normal(256).astype(np.float32), np.float32(rng.random())
+            level = [Num(table[c]) * Num(nested[i // 256]) + Num(offset) for i, c in enumerate(codes)]
+            return (codes, nested, offset, table), [level]
+        case "nf4_matvec":
+            packed, scales = rng.integers(0, 256, 48).astype(np.uint8), rng.random(3).astype(np.float32)
+            codes = [c for byte in packed.tolist() for c in (byte >> 4, byte & 15)]
+            w = [Num(NF4_LEVELS[c]) * Num(scales[i // 32]) for i, c in enumerate(codes)]
+            if dtype == np.float64:  # the product of level and scale is float32 all the same
+                w = [Num(float(NF4_LEVELS[c] * scales[i // 32])) for i, c in enumerate(codes)]
+            x = r(2, 24)
+            return (x, packed, scales, 32, 4), [
+                [[dot(row, w[24 * o : 24 * o + 24]) for o in range(4)] for row in nums(x)]
+            ]
     raise NotImplementedError(f"give the primitive {name!r} a definition here")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=seeds)
-def test_a_primitive_is_its_definition(name, dtype, seed):
+def test_a_primitive_is_its_definition(backend, name, dtype, seed):
     arguments, definition = case(name, np.random.default_rng(seed), dtype)
     before = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
-    results = getattr(be, name)(*arguments)
+    host = "table" if name == "nf4_scales" else None
+    with running_on(backend) as chosen:
+        parameters = list(inspect.signature(be.table[name]).parameters)[1:]
+        there = [a if p == host else moved(chosen.xp, a) for p, a in zip(parameters, arguments, strict=False)]
+        results = getattr(chosen, name)(*there)
+        results = tuple(map(to_host, results)) if isinstance(results, tuple) else results
+        results, arguments = results if results is None else to_host(results), [*map(to_host, there)]
     if name == "adamw_step":  # the one that works in place: in w, m and v, and never in g
         results, arguments, before = (arguments[0], *arguments[2:4]), arguments[1:2], before[1:2]
     results = results if isinstance(results, tuple) else (results,)
@@ -295,8 +320,9 @@ def test_a_primitive_is_its_definition(name, dtype, seed):
         if got.dtype.kind == "u":
             assert got.tolist() == list(wanted)  # codes: to the bit
         else:
-            kept = np.float32 if name.startswith("nf4") else dtype  # products of NF4 are float32, then cast
-            assert got.dtype == (np.float32 if name == "nf4_quantize" else dtype)
+            four_bit = name.startswith("nf4") and name != "nf4_matvec"
+            kept = np.float32 if four_bit else dtype  # products of NF4 are float32, then cast
+            assert got.dtype == (np.float32 if name in ("nf4_quantize", "nf4_scales") else dtype)
             assert_within(got.astype(kept), wanted, kept, name=name)
     for a, b in zip(arguments, before, strict=True):
         assert not isinstance(b, np.ndarray) or np.array_equal(a, b), "an argument was changed"
@@ -336,6 +362,11 @@ def quantized():
     return [nf4.dequantize_nf4(*nf4.quantize_nf4(draw(64, 2)), (64, 2))]
 
 
+def frozen_product():
+    weight = store(draw(32, 16).astype(np.float32), "nf4")
+    return [weight.multiply(draw(3, 16).astype(np.float32))]
+
+
 qkv = draw(1, 2, 3, 4), draw(1, 1, 3, 4), draw(1, 1, 3, 4)
 norm = draw(2, 4), draw(4), draw(1, 4)[0]
 turn = np.cos(draw(1, 1, 3, 2)), np.sin(draw(1, 1, 3, 2))
@@ -362,6 +393,8 @@ PUBLIC = {  # where the user of the engine meets each primitive; compound ones f
     "adamw_step": [trained],
     "nf4_quantize": [quantized],
     "nf4_dequantize": [quantized],
+    "nf4_scales": [frozen_product],
+    "nf4_matvec": [frozen_product],
 }
 WAYS = [pytest.param(name, run, id=f"{name}-{i}") for name in NAMES for i, run in enumerate(PUBLIC.get(name, [None]))]
 

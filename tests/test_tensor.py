@@ -113,7 +113,7 @@ EXTRA = {
     "half": HALF.nbytes,
     "nf4": NF4.nbytes,
 }
-HELPERS = {"unbroadcast", "pair", "count_live", "check_targets"}
+HELPERS = {"unbroadcast", "pair", "count_live", "live_targets", "check_targets"}
 every_operation = pytest.mark.parametrize("name", CASES)
 
 

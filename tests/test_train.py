@@ -83,13 +83,13 @@ def gradients_of_one_step(monkeypatch, batch_size: int, grad_accum: int) -> tupl
     taken: dict[str, np.ndarray] = {}
     model = make(np.float64)
 
-    def take(parameters, max_norm):
+    def take(parameters):
         taken.update({name: p.grad.copy() for name, p in model.named_parameters()})
-        return 1.0
+        return [np.ones(())]
 
     seen: list[dict] = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "clip_grad_norm", take)
+        patch.setattr(module, "squared_norms", take)
         config = TrainConfig(steps=1, grad_accum=grad_accum)
         train(model, loader(batch_size), None, config, report=seen.append)
     return taken, seen[0]["loss"]
@@ -218,18 +218,17 @@ def test_weights_that_are_not_finite_are_named():
 
 def test_a_gradient_that_is_not_finite_is_named_and_not_applied(monkeypatch, tmp_path):
     model = make()
-    plain = module.clip_grad_norm
+    plain = module.squared_norms
     calls = []
 
-    def spoil(parameters, max_norm):
+    def spoil(parameters):
         calls.append(1)
         if len(calls) == 2:
             model.layers[1].self_attn.v_proj.weight.grad[0, 0] = np.inf
             calls.append(snapshot(model))
-        with np.errstate(all="ignore"):
-            return plain(model.parameters(), max_norm)
+        return plain(parameters)
 
-    monkeypatch.setattr(module, "clip_grad_norm", spoil)
+    monkeypatch.setattr(module, "squared_norms", spoil)
     with pytest.raises(NonFiniteLoss, match=r"step 2: .*the gradient of layers\.1\.self_attn\.v_proj\.weight"):
         train(model, loader(), None, TrainConfig(steps=3), tmp_path)
     for name, p in model.named_parameters():

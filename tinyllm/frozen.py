@@ -6,7 +6,7 @@ weight and unpacks it again on the way back. That is what makes QLoRA smaller th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import gcd, prod
 from typing import Any
 
@@ -18,6 +18,17 @@ from tinyllm.nf4 import check_block_size, refuse_non_finite
 from tinyllm.tensor import Tensor, op
 
 TILE_BYTES = 1 << 20  # a tile that stays in the second-level cache
+SIGN_EXPONENT_MANTISSA = np.int32(~0x70001FFF)  # of a float16 that was shifted 13 places to the left
+FEW_ROWS = 4  # so few that reading the weight is all the work: decoding
+CARD_TILE_BYTES = 256 << 20  # on a GPU a tile is most often the whole matrix, so that one product fills the card
+
+
+def multiply_into(y: Any, a: Any, b: Any) -> None:
+    """y = a @ b for a `y` that may be some columns of a larger array; CuPy writes products to whole arrays only."""
+    if of(y).name == "cuda":
+        y[...] = a @ b
+    else:
+        np.matmul(a, b, out=y)
 
 
 class FrozenWeight:
@@ -52,23 +63,39 @@ class FrozenWeight:
         """Rows by index, for embeddings: (..., columns)."""
         raise NotImplementedError
 
+    def move(self, to: Callable[[Any], Any]) -> FrozenWeight:
+        """The same weight with ``to(array)`` in the place of each array: to a GPU, or back."""
+        raise NotImplementedError
+
     def step(self) -> int:
         """The fewest rows at which a tile may end."""
         return 1
 
     def tiles(self) -> Iterator[tuple[slice, Any]]:
         """Pairs of a row range and its floats. A tile is valid until the next one: they share a buffer."""
+        parts = self.spans()
+        buffer = self.xp.empty((parts[0].stop, self.shape[1]), self.dtype)
+        for part in parts:
+            yield part, self.rows(part.start, part.stop, buffer[: part.stop - part.start])
+
+    def spans(self) -> list[slice]:
+        """The row ranges of the tiles; the first is the longest."""
         n, columns = self.shape
         step = self.step()
-        height = min(n, max(1, TILE_BYTES // (columns * self.dtype.itemsize) // step) * step)
-        buffer = self.xp.empty((height, columns), self.dtype)
-        for start in range(0, n, height):
-            stop = min(start + height, n)
-            yield slice(start, stop), self.rows(start, stop, buffer[: stop - start])
+        tile = CARD_TILE_BYTES if self.xp.__name__ == "cupy" else TILE_BYTES
+        height = min(n, max(1, tile // (columns * self.dtype.itemsize) // step) * step)
+        return [slice(start, min(start + height, n)) for start in range(0, n, height)]
 
     @property
     def xp(self) -> Any:
         raise NotImplementedError
+
+    def multiply(self, x: Any) -> Any:
+        """x @ W.T, tile by tile; x (rows, in): (rows, out)."""
+        y = self.xp.empty((len(x), self.shape[0]), x.dtype)
+        for part, w in self.tiles():
+            multiply_into(y[:, part], x, w.T)
+        return y
 
     def dense(self) -> Any:
         """The whole weight as floats: for merging and for looking at it."""
@@ -113,30 +140,64 @@ class HalfWeight(FrozenWeight):
     def xp(self) -> Any:
         return of(self.bits).xp
 
-    def _widen(self, bits: Any, out: Any) -> Any:
-        if self.storage == "float16":
-            out[...] = bits.view(np.float16)
+    def tiles(self) -> Iterator[tuple[slice, Any]]:
+        if self.storage == self.dtype.name:  # it computes as it is stored: nothing to convert
+            yield slice(0, self.shape[0]), self.bits.view(self.dtype)
         else:
-            out[...] = from_bfloat16(bits)
+            yield from super().tiles()
+
+    def move(self, to: Callable[[Any], Any]) -> HalfWeight:
+        return HalfWeight(to(self.bits), self.storage, self.dtype)
+
+    def _widen(self, bits: Any, out: Any) -> Any:
+        if self.storage == self.dtype.name:  # half precision computes
+            out[...] = bits.view(self.dtype)
+        elif out.dtype != np.float32 or self.xp is not np:
+            out[...] = bits.view(np.float16) if self.storage == "float16" else from_bfloat16(bits)
+        elif self.storage == "float16":
+            widen_float16(bits, out)
+        else:
+            widen_bfloat16(bits, out)
         return out
 
     def rows(self, start: int, stop: int, out: Any) -> Any:
         return self._widen(self.bits[start:stop], out)
 
     def take(self, ids: Any) -> Any:
-        bits = self.bits[ids]
+        bits = self.bits[self.xp.asarray(ids)]
         return self._widen(bits, self.xp.empty(bits.shape, self.dtype))
 
 
 def to_bfloat16(w: Any) -> Any:
     """The upper 16 bits of each float32, rounded to nearest, ties to even; uint16 of the same shape."""
-    bits = np.ascontiguousarray(w, dtype=np.float32).view(np.uint32)
+    bits = of(w).xp.ascontiguousarray(w, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def from_bfloat16(bits: Any) -> Any:
     """The float32 each bfloat16 pattern stands for: the same bits with 16 zeros below."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def widen_bfloat16(bits: Any, out: Any) -> None:
+    """`from_bfloat16`, written into a float32 array."""
+    word = out.view(np.uint32)
+    word[...] = bits
+    word <<= 16
+
+
+def widen_float16(bits: Any, out: Any) -> None:
+    """The float32 each finite float16 pattern stands for, written into a float32 array; seven times NumPy's cast.
+
+    A float16 has 1 bit of sign, 5 of exponent and 10 of mantissa, a float32 1, 8 and 23. Read as a *signed* integer,
+    the pattern spreads its sign upwards; 13 places to the left, sign, exponent and mantissa are where a float32 has
+    them, and the copies of the sign between are cleared. Then only the bias differs, 15 from 127: a factor of 2**112.
+    """
+    word = out.view(np.int32)
+    word[...] = bits.view(np.int16)
+    word <<= 13
+    word &= SIGN_EXPONENT_MANTISSA
+    out *= np.float32(2.0**112)
 
 
 class NF4Weight(FrozenWeight):
@@ -185,6 +246,10 @@ class NF4Weight(FrozenWeight):
     def xp(self) -> Any:
         return of(self.packed).xp
 
+    def move(self, to: Callable[[Any], Any]) -> NF4Weight:
+        scales = (to(self.absmax[0]), to(self.absmax[1]), self.absmax[2]) if self.double_quant else to(self.absmax)
+        return NF4Weight(to(self.packed), scales, self.shape, self.block_size, self.dtype)
+
     def step(self) -> int:
         columns = self.shape[1]
         rows = self.block_size // gcd(columns, self.block_size)
@@ -208,12 +273,18 @@ class NF4Weight(FrozenWeight):
             )
         scales = self.scales(a // self.block_size, -(-b // self.block_size))
         be = of(self.packed)
-        if out.dtype == np.float32:
+        if out.dtype.name in ("float32", "float16", "bfloat16"):
             be.nf4_dequantize(self.packed, scales, self.block_size, b - a, start=a, out=out.reshape(-1))
         else:
             flat = be.nf4_dequantize(self.packed, scales, self.block_size, b - a, start=a)
             out[...] = flat.reshape(out.shape)
         return out
+
+    def multiply(self, x: Any) -> Any:
+        if len(x) > FEW_ROWS:
+            return super().multiply(x)
+        blocks = -(-self.size // self.block_size)
+        return of(x).nf4_matvec(x, self.packed, self.scales(0, blocks), self.block_size, self.shape[0])
 
     def take(self, ids: Any) -> Any:
         flat = self.xp.asarray(ids).reshape(-1)
@@ -243,9 +314,7 @@ def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None) -
     if shape[-1] != n_in:
         raise ValueError(f"linear: the input has {shape[-1]} features, the weight {weight.shape} takes {n_in}")
     rows = x.data.reshape(-1, n_in)
-    y = weight.xp.empty((len(rows), n_out), x.dtype)
-    for part, w in weight.tiles():
-        y[:, part] = rows @ w.T
+    y = weight.multiply(rows)
 
     def frozen_linear_rule(g: Any) -> Any:
         g = g.reshape(-1, n_out)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from tinyllm.backend import random
 from tinyllm.backend.table import of
 from tinyllm.tensor import Tensor, op
@@ -118,6 +120,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Any = None, scale: float 
 def embedding(weight: Tensor, ids: Any) -> Tensor:
     """Rows of `weight` (rows, n) by the integer array `ids` (...): (..., n)."""
     be, rows = of(weight.data), weight.shape[0]
+    ids = be.xp.asarray(ids)
     return op(weight.data[ids], (weight, lambda g: be.embedding_grad(g, ids, rows)))
 
 
@@ -154,12 +157,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     a, w = x.data, weight.data
     if a.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: the input has {a.shape[-1]} features, the weight {w.shape} takes {w.shape[1]}")
-    n_in, n_out, shape = w.shape[1], w.shape[0], a.shape
+    n_in, n_out, shape, kept_as = w.shape[1], w.shape[0], a.shape, w.dtype
+    if a.dtype.itemsize == 2:
+        w = w.astype(a.dtype, copy=False)  # float32 adapters beside half activations
     rows = a.reshape(-1, n_in)
     y = (rows @ w.T).reshape(*shape[:-1], n_out)
     edges = [
         (x, lambda g: (g.reshape(-1, n_out) @ w).reshape(shape)),
-        (weight, lambda g: g.reshape(-1, n_out).T @ rows),
+        (weight, lambda g: (g.reshape(-1, n_out).T @ rows).astype(kept_as, copy=False)),
     ]
     if bias is not None:
         y += bias.data
@@ -184,15 +189,21 @@ def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     """
     be, shape = of(logits.data), logits.shape
     rows = logits.data.reshape(-1, shape[-1])
-    labels = check_targets(be.xp.asarray(targets).reshape(-1), shape[-1])
+    labels, n = live_targets(be.xp, targets, shape[-1])
     losses, lse = be.cross_entropy(rows, labels)
-    n = count_live(labels)
 
     def cross_entropy_rule(g: Any) -> Any:
         each = be.xp.broadcast_to(g / n, labels.shape)
         return be.cross_entropy_backward(each, rows, labels, lse).reshape(shape)
 
     return op(losses.sum() / n, (logits, cross_entropy_rule))
+
+
+def live_targets(xp: Any, targets: Any, classes: int) -> tuple[Any, int]:
+    """The labels, flat, where `xp` computes, and how many count; they are looked at where they are: on the host."""
+    labels = (targets if hasattr(targets, "dtype") else np.asarray(targets)).reshape(-1)
+    check_targets(labels, classes)
+    return xp.asarray(labels), count_live(labels)
 
 
 def count_live(labels: Any) -> int:

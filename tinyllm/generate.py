@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinyllm.backend.random import Generator
+from tinyllm.formats import json_file
 from tinyllm.models import DecoderModel
 from tinyllm.models.cache import KVCache
 from tinyllm.tensor import no_grad
@@ -48,14 +50,18 @@ def next_probabilities(
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the maximum to e^-inf = 0: greedy
         p = np.exp((x - x.max()) / temperature)
     p /= p.sum()
-    order = np.argsort(-p, kind="stable")
+    if top_k is None and top_p is None:
+        return p
     keep = len(p) if top_k is None else min(top_k, len(p))
+    among = np.flatnonzero(p >= np.partition(p, -keep)[-keep])  # sorting them all would take longest of all this
+    order = among[np.argsort(-p[among], kind="stable")]
     if top_p is not None:
         # A token stays if what stands before it has not reached top_p yet.
         before = np.concatenate([[0.0], np.cumsum(p[order])[:-1]])
         keep = min(keep, max(1, int((before < top_p).sum())))
-    p[order[keep:]] = 0
-    return p / p.sum()
+    chosen = np.zeros_like(p)
+    chosen[order[:keep]] = p[order[:keep]]
+    return chosen / chosen.sum()
 
 
 def refuse_non_finite_logits(logits: np.ndarray) -> np.ndarray:
@@ -126,13 +132,16 @@ def _stream(model, ids, room, temperature, top_k, top_p, stop, seed, use_cache) 
     generator = Generator(seed)
     cache = KVCache() if use_cache else None
     fresh = ids
+    modules = [module for _, module in model.named_modules()]  # once: the walk takes as long as a layer
     for _ in range(room):
-        training = model.training
-        model.eval()
+        modes = [module.training for module in modules]
+        for module in modules:
+            module.training = False
         with no_grad():
             hidden = model.hidden(np.array([fresh]), cache=cache)
             logits = model.lm_head(hidden[:, -1:]).numpy()[0, -1]  # the head for the last position alone
-        model.train(training)
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
         if temperature == 0:
             token = int(refuse_non_finite_logits(logits).argmax())
         else:
@@ -149,3 +158,54 @@ def _stream(model, ids, room, temperature, top_k, top_p, stop, seed, use_cache) 
 def generate(model: DecoderModel, prompt: Sequence[int], max_new_tokens: int = 100, **settings: Any) -> list[int]:
     """The new token ids as a list; the settings are those of `stream`."""
     return list(stream(model, prompt, max_new_tokens, **settings))
+
+
+# What generation_config.json may ask for that is not here, and the value that asks for nothing.
+ELSEWHERE = {
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "num_beams": 1, "penalty_alpha": 0.0, "length_penalty": 1.0, "encoder_repetition_penalty": 1.0,
+    "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "stop_strings": None, "guidance_scale": 1.0,
+}  # fmt: skip
+
+
+def recommended(folder: Any) -> tuple[dict[str, Any], list[str]]:
+    """How a model's makers would have it write: its ``generation_config.json``.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    settings : dict
+        Arguments of `stream`: ``stop``, and if it samples ``temperature``, ``top_k`` and ``top_p``. Without the file
+        empty.
+    ignored : list of str
+        What it asks for besides, as ``name=value``: it is not done here.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or a value is none that `stream` takes.
+    """
+    path = Path(folder) / "generation_config.json"
+    if not path.is_file():
+        return {}, []
+    said = {name: value for name, value in json_file.read(path).items() if value is not None}
+    stop = said.get("eos_token_id", [])
+    settings: dict[str, Any] = {"stop": tuple(stop) if isinstance(stop, list) else (stop,)}
+    if said.get("do_sample", False):
+        settings["temperature"] = said.get("temperature", 1.0)
+        settings |= {name: said[name] for name in ("top_k", "top_p") if name in said}
+        if settings.get("top_k") == 0:  # all of them
+            del settings["top_k"]
+    whole = [*settings["stop"], settings.get("top_k", 1)]
+    numbers = [settings.get("temperature", 1.0), settings.get("top_p", 1.0)]
+    if any(type(value) is not int or value < 0 for value in whole) or any(
+        type(value) not in (int, float) or not 0 < value < math.inf for value in numbers
+    ):
+        raise ValueError(f"{path} has settings that are none: {settings}; correct it, or take it away")
+    return settings, [
+        f"{name}={said[name]}" for name, nothing in ELSEWHERE.items() if said.get(name, nothing) != nothing
+    ]

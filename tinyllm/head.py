@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from tinyllm.backend.table import of
-from tinyllm.frozen import FrozenWeight
-from tinyllm.functional import IGNORE, check_targets, count_live, cross_entropy
+from tinyllm.frozen import FrozenWeight, multiply_into
+from tinyllm.functional import IGNORE, cross_entropy, live_targets
 from tinyllm.tensor import Tensor, checkpoint, op, wants_grad
 
-CHUNK_BYTES = 32 << 20  # one chunk of logits
+CHUNK_BYTES = 32 << 20  # one chunk of logits: rows enough for a fast matmul
+BLOCK_BYTES = 2 << 20  # the few of its rows that become losses and gradients at once, and stay in cache meanwhile
+
+
+def chunk_rows(rows: int, classes: int, itemsize: int) -> int:
+    """Rows of a chunk: as many as `CHUNK_BYTES` hold, evened out so that the last chunk is no stump."""
+    chunks = -(-rows // max(1, CHUNK_BYTES // (classes * itemsize)))
+    return -(-rows // chunks)
 
 
 def _tiles(weight: Any) -> Iterator[tuple[slice, Any]]:
@@ -42,36 +51,45 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     be, shape = of(x.data), x.shape
     xp, n = be.xp, shape[-1]
     classes = weight.shape[0]
-    labels = check_targets(xp.asarray(targets).reshape(-1), classes)
-    live = count_live(labels)
+    labels, live = live_targets(xp, targets, classes)
     rows = x.data.reshape(-1, n)
     stored = weight if isinstance(weight, FrozenWeight) else weight.data
     trained = isinstance(weight, Tensor) and wants_grad(weight)
     differentiate = wants_grad(x) or trained
-    gx = xp.empty(rows.shape, rows.dtype) if differentiate else None
+    gx = xp.zeros(rows.shape, rows.dtype) if differentiate else None
     gw = xp.zeros(stored.shape, rows.dtype) if trained else None
-    height = max(1, CHUNK_BYTES // (classes * rows.dtype.itemsize))
-    total = rows.dtype.type(0)
+    height = chunk_rows(len(rows), classes, rows.dtype.itemsize)
+    few = max(1, BLOCK_BYTES // (classes * rows.dtype.itemsize)) if xp.__name__ != "cupy" else height
+    buffer = xp.empty((height, classes), rows.dtype)  # the logits of one chunk after the other
+    total: Any = 0.0
+    half = rows.dtype.itemsize == 2
+    share = 1 if half else 1 / live  # half would lose the small gradients of many tokens: there the rule divides
     for start in range(0, len(rows), height):
-        part = slice(start, start + height)
-        logits = xp.empty((len(rows[part]), classes), rows.dtype)
+        x_part, label_part = rows[start : start + height], labels[start : start + height]
+        logits = buffer[: len(x_part)]
         for columns, w in _tiles(stored):
-            logits[:, columns] = rows[part] @ w.T
-        losses, lse = be.cross_entropy(logits, labels[part])
-        total = total + losses.sum()
-        if gx is None:
-            continue
-        each = xp.full(len(logits), 1 / live, rows.dtype)
-        g = be.cross_entropy_backward(each, logits, labels[part], lse)
-        gx[part] = 0
-        for columns, w in _tiles(stored):
-            gx[part] += g[:, columns] @ w
+            multiply_into(logits[:, columns], x_part, w.T)
+        for first in range(0, len(logits), few):
+            block, wanted = logits[first : first + few], label_part[first : first + few]
+            losses, lse = be.cross_entropy(block, wanted)
+            total = total + losses.sum()
+            if differentiate:  # the logits have served: their gradient takes their place
+                each = xp.full(len(block), share, losses.dtype)
+                be.cross_entropy_backward(each, block, wanted, lse, block)
+        if gx is not None:
+            for columns, w in _tiles(stored):
+                gx[start : start + height] += logits[:, columns] @ w
         if gw is not None:
-            gw += g.T @ rows[part]
-    # A graph serves once, so the rules may scale what was made for them in place.
-    edges: list = [(x, lambda g: xp.multiply(gx, g, out=gx).reshape(shape))]
+            gw += logits.T @ x_part
+
+    def scaled(made: Any, g: Any) -> Any:
+        if half:
+            return (made * (g / live)).astype(made.dtype)
+        return xp.multiply(made, g, out=made)  # in place: a graph serves once
+
+    edges: list = [(x, lambda g: scaled(gx, g).reshape(shape))]
     if isinstance(weight, Tensor):
-        edges.append((weight, lambda g: xp.multiply(gw, g, out=gw)))
+        edges.append((weight, lambda g: scaled(gw, g)))
     return op(total / live, *edges)
 
 
@@ -94,10 +112,9 @@ def chunked_cross_entropy(x: Tensor, head: Callable[[Tensor], Tensor], targets: 
     Tensor ()
         The mean loss over the live targets.
     """
-    labels = check_targets(of(x.data).xp.asarray(targets).reshape(-1), classes)
-    live = count_live(labels)
+    labels, live = live_targets(np, targets, classes)  # cut and counted on the host
     rows = x.reshape(-1, x.shape[-1])
-    height = max(1, CHUNK_BYTES // (classes * rows.dtype.itemsize))
+    height = chunk_rows(len(labels), classes, rows.dtype.itemsize)
     losses = []
     for start in range(0, len(rows), height):
         some = labels[start : start + height]

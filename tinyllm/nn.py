@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
+from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, frozen_embedding, frozen_linear
 from tinyllm.tensor import Parameter, Tensor
@@ -170,7 +171,7 @@ class Module:
 
     def _put(self, name: str, old: Weight, new: Any) -> None:
         if isinstance(new, FrozenWeight):
-            self.set_weight(name, new)
+            self.set_weight(name, new.move(to_device))
         elif isinstance(old, Parameter):
             array = new.data if isinstance(new, Tensor) else new
             xp = of(old.data).xp
@@ -239,8 +240,9 @@ class Linear(Module):
         self.weight: Weight = placeholder((out_features, in_features), dtype)
         if init:
             bound = in_features**-0.5
-            self.weight = Parameter(random.default.uniform((out_features, in_features), -bound, bound, dtype))
-        self.bias = Parameter(np.zeros(out_features, dtype)) if bias else None
+            drawn = random.default.uniform((out_features, in_features), -bound, bound, dtype)
+            self.weight = Parameter(to_device(drawn))
+        self.bias = Parameter(to_device(np.zeros(out_features, dtype))) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.weight, FrozenWeight):
@@ -255,7 +257,7 @@ class Embedding(Module):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.weight: Weight = placeholder((num_embeddings, embedding_dim), dtype)
         if init:
-            self.weight = Parameter(random.default.normal((num_embeddings, embedding_dim), 0.02, dtype))
+            self.weight = Parameter(to_device(random.default.normal((num_embeddings, embedding_dim), 0.02, dtype)))
 
     def forward(self, ids: Any) -> Tensor:
         if isinstance(self.weight, FrozenWeight):
@@ -267,7 +269,7 @@ class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
     def __init__(self, size: int, eps: float = 1e-6, dtype: Any = np.float32):
-        self.weight, self.eps = Parameter(np.ones(size, dtype)), eps
+        self.weight, self.eps = Parameter(to_device(np.ones(size, dtype))), eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight, self.eps)
@@ -277,7 +279,8 @@ class LayerNorm(Module):
     """(x - mean) / sqrt(variance + eps) * weight + bias."""
 
     def __init__(self, size: int, eps: float = 1e-5, dtype: Any = np.float32):
-        self.weight, self.bias, self.eps = Parameter(np.ones(size, dtype)), Parameter(np.zeros(size, dtype)), eps
+        self.weight, self.bias = Parameter(to_device(np.ones(size, dtype))), Parameter(to_device(np.zeros(size, dtype)))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps)

@@ -198,6 +198,9 @@ def getitem(a: Tensor, index: Any) -> Tensor:
         index = index.data
     shape, xp = a.shape, of(a.data).xp
     parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, np.ndarray) for part in parts):  # on a GPU an index must be there, too
+        parts = tuple(xp.asarray(part) if isinstance(part, np.ndarray) else part for part in parts)
+        index = parts if isinstance(index, tuple) else parts[0]
     basic = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
 
     def getitem_rule(g: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tinyllm.backend.device import read
 from tinyllm.backend.table import of
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
@@ -143,12 +144,43 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}; inf clips nothing")
-    gradients = [p.grad for p in params if p.grad is not None]
-    norm = math.sqrt(sum(float(g.reshape(-1) @ g.reshape(-1)) for g in gradients))
-    if norm > max_norm:
-        for g in gradients:
-            g *= max_norm / norm
+    params = list(params)
+    norm = math.sqrt(sum(read(squared_norms(params))))
+    scale_grads(params, max_norm / norm if norm > max_norm else 1.0)
     return norm
+
+
+def squared_norms(params: Iterable[Parameter]) -> list[Any]:
+    """Of each gradient, still on the device."""
+    return [p.grad.reshape(-1) @ p.grad.reshape(-1) for p in params if p.grad is not None]
+
+
+def scale_grads(params: Iterable[Parameter], factor: float) -> None:
+    """Multiply every gradient, in place."""
+    for p in params:
+        if p.grad is not None and factor != 1:
+            p.grad *= factor
+
+
+class LossScale:
+    """A factor on the loss that keeps float16's gradients from vanishing, found by trying (Micikevicius et al. 2018).
+
+    It doubles after `patience` steps without an overflow and halves at each; float32 and bfloat16 need none.
+    """
+
+    def __init__(self, dtype: Any, patience: int = 2000):
+        self.needed, self.patience = dtype.name == "float16", patience
+        self.value, self.calm = (2.0**16 if self.needed else 1.0), 0
+
+    def overflowed(self) -> bool:
+        """Halve it; False if it cannot be the cause (any more), so that something else is wrong."""
+        self.value, self.calm = self.value / 2, 0
+        return self.needed and self.value >= 1
+
+    def went_well(self) -> None:
+        self.calm += 1
+        if self.needed and self.calm % self.patience == 0:
+            self.value *= 2
 
 
 def constant(progress: float) -> float:

@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
+from tinyllm.backend.device import read
+from tinyllm.backend.table import of
 from tinyllm.batches import Batch, Loader
 from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
+from tinyllm.inspect.card import card_peak, explaining_out_of_memory
 from tinyllm.inspect.memory import peak_memory
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Module
-from tinyllm.optim import AdamW, clip_grad_norm, lr_factor, parameter_groups
+from tinyllm.optim import AdamW, LossScale, lr_factor, parameter_groups, scale_grads, squared_norms
 from tinyllm.tensor import no_grad
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -127,13 +130,15 @@ def train(
         If there is nothing to train, or the checkpoint is of a run with other settings.
     """
     optimizer = AdamW(parameter_groups(model, config.lr, config.weight_decay, config.loraplus_ratio))
+    scale = LossScale(model.dtype)
+    trained = [p for p in model.parameters() if p.requires_grad]
     random.manual_seed(config.seed)
     model.train()
     fixed = {**asdict(config), **(settings or {})}
     for name in ("eval_every", "save_every"):
         del fixed[name]
     folder = Path(out) if out is not None else None
-    start, tokens, seconds = 0, 0, 0.0
+    start, tokens, seconds, most_on_card = 0, 0, 0.0, 0
     before: float | None = None
     after: float | None = None
     if resume:
@@ -142,6 +147,7 @@ def train(
         about = load_checkpoint(folder / CHECKPOINT, model, optimizer, fixed)
         start, tokens, seconds = about["step"], about["tokens"], about["seconds"]
         before, after = about["before"], about["after"]
+        scale.value, scale.calm = about["loss_scale"]
     elif folder is not None:
         # Before anything else of the new run: were it killed early, resuming would go on with the old one.
         (make_folder(folder) / CHECKPOINT).unlink(missing_ok=True)
@@ -158,20 +164,27 @@ def train(
         position = random.default.state
         batches = [loader.batch(step * config.grad_accum + i) for i in range(config.grad_accum)]
         live = sum(batch.live for batch in batches)
-        loss = 0.0
-        for batch in batches:
-            # Weighting by live tokens makes k micro-batches equal one large batch.
-            y = model.loss(batch.ids, batch.labels, batch.segment_ids) * (batch.live / live)
-            loss += y.item()
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(explain_non_finite(model, batches, position, step))
-            y.backward()
-        if step == start:
-            _require_gradients(model)
-        norm = clip_grad_norm(model.parameters(), config.max_grad_norm)
-        if not math.isfinite(norm):
+        losses = []
+        # What is not finite, or does not fit, is told in words.
+        with np.errstate(all="ignore"), explaining_out_of_memory(model, optimizer), card_peak() as on_card:
+            for batch in batches:
+                # Weighting by live tokens makes k micro-batches equal one large batch.
+                y = model.loss(batch.ids, batch.labels, batch.segment_ids) * (batch.live / live)
+                losses.append(y.data)
+                y.backward(scale.value)
+            if step == start:
+                _require_gradients(model)
+            numbers = read([*losses, *squared_norms(trained)])  # the one place where a step waits for a GPU
+            most_on_card = max(most_on_card, on_card() or 0)
+        loss, norm = sum(numbers[: len(losses)]), math.sqrt(sum(numbers[len(losses) :])) / scale.value
+        if math.isfinite(loss) and not math.isfinite(norm) and scale.overflowed():
+            norm = -1.0  # float16 alone: this update is left out, and the next step has a smaller scale
+        elif not math.isfinite(loss) or not math.isfinite(norm):
             raise NonFiniteLoss(explain_non_finite(model, batches, position, step))
-        optimizer.step()
+        else:
+            scale_grads(trained, (config.max_grad_norm / norm if norm > config.max_grad_norm else 1.0) / scale.value)
+            optimizer.step()
+            scale.went_well()
         tokens += live
         done = step + 1
         elapsed = time.perf_counter() - began
@@ -187,11 +200,19 @@ def train(
         if folder is not None and (last or (config.save_every and done % config.save_every == 0)):
             _require_finite(model, after, done)
             elapsed = time.perf_counter() - began
-            so_far = {"step": done, "tokens": tokens, "seconds": elapsed, "before": before, "after": after}
+            so_far: dict[str, Any] = {
+                "step": done,
+                "tokens": tokens,
+                "seconds": elapsed,
+                "before": before,
+                "after": after,
+            }
+            so_far["loss_scale"] = scale.value, scale.calm
             save_checkpoint(folder / CHECKPOINT, model, optimizer, fixed, so_far)
     optimizer.zero_grad()
     elapsed = time.perf_counter() - began
-    return {"before": before, "after": after, "tokens": tokens, "seconds": elapsed, "peak_memory": peak_memory()}
+    peak = most_on_card or peak_memory()  # a GPU's own where there is one
+    return {"before": before, "after": after, "tokens": tokens, "seconds": elapsed, "peak_memory": peak}
 
 
 def _require_gradients(model: Module) -> None:
@@ -244,7 +265,11 @@ def explain_non_finite(model: DecoderModel, batches: list[Batch], position: tupl
         Module.__call__ = plain  # type: ignore[method-assign]
     where = found[0] if found else None
     if where is None:
-        bad = [name for name, p in model.named_parameters() if p.grad is not None and not np.isfinite(p.grad).all()]
+        bad = [
+            name
+            for name, p in model.named_parameters()
+            if p.grad is not None and not of(p.grad).xp.isfinite(p.grad).all()
+        ]
         where = f"the gradient of {bad[0]}" if bad else "the loss"
     return f"step {step + 1}: not finite, first in {where}; lower the learning rate, and look at that step's data"
 
@@ -320,4 +345,4 @@ def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[
     steps = {int(i): n for i, n in about["optimizer_steps"].items()}
     optimizer.load_state_dict({"step": steps, "groups": about["groups"], **moments})
     random.default.restore(about["random"])
-    return {key: about[key] for key in ("step", "tokens", "seconds", "before", "after")}
+    return {key: about[key] for key in ("step", "tokens", "seconds", "before", "after", "loss_scale")}

@@ -9,7 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tinyllm.backend.table import BACKENDS
+import numpy
+
+from tinyllm.backend.cuda import cuda_backend
+from tinyllm.backend.table import BACKENDS, Backend
+from tinyllm.backend.table import of as backend_of
 
 NO_DEVICE, DRIVER_TOO_OLD = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
 GO_ON = "Use the device 'cpu' to go on without a GPU."
@@ -24,6 +28,38 @@ class BackendUnavailable(RuntimeError):
 def device() -> str:
     """The device in use, ``"cpu"`` or ``"cuda"``."""
     return _device
+
+
+def backend() -> Backend:
+    """The backend of the device in use: where a new array belongs."""
+    return BACKENDS["cuda" if _device == "cuda" else "numpy"]
+
+
+def as_dtype(dtype: Any) -> numpy.dtype:
+    """NumPy's dtype; the one called "bfloat16" comes from ml_dtypes, as in CuPy."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        try:
+            importlib.import_module("ml_dtypes")
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("computing in bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
+    return numpy.dtype(dtype)
+
+
+def to_device(array: Any) -> Any:
+    """The array on the device in use; a NumPy array is returned as it is on the CPU."""
+    return backend().xp.asarray(array)
+
+
+def to_host(array: Any) -> Any:
+    """The array as NumPy's. On CUDA this waits for the device."""
+    return array.get() if hasattr(array, "get") else array
+
+
+def read(numbers: list[Any]) -> list[float]:
+    """Arrays of one number each, as Python floats. On CUDA one copy, so the host waits for the device once."""
+    if not numbers or backend_of(numbers[0]).name == "numpy":
+        return [float(number) for number in numbers]
+    return backend_of(numbers[0]).xp.stack(numbers).tolist()
 
 
 def set_device(name: str) -> None:
@@ -47,6 +83,8 @@ def set_device(name: str) -> None:
         reason = probe()
         if reason is not None:
             raise BackendUnavailable(f"{reason} {GO_ON}")
+        if "cuda" not in BACKENDS:
+            BACKENDS["cuda"] = cuda_backend(importlib.import_module("cupy"))
     _device = name
 
 
@@ -65,8 +103,6 @@ def probe() -> str | None:
         reason = ask(cupy)
         if reason is not None:
             return f"{found} is installed, but {reason}."
-    if "cuda" not in BACKENDS:
-        return f"{found} works here, but this version of tinyllm has no CUDA backend yet."
     return None
 
 

@@ -9,7 +9,11 @@ Source of the rule: bitsandbytes 0.50, ``backends/default/ops.py::quantize_4bit`
 
 from __future__ import annotations
 
+import math
+
 import numpy
+
+from tinyllm.backend.table import of
 
 # Sixteen bins of equal mass under a normal distribution (`tinyllm.nf4.derive_nf4_levels`), as published: these bits,
 # not the formula, are the format.
@@ -137,3 +141,29 @@ def nf4_dequantize(xp, packed, absmax, block_size, n, start=0, out=None, dtype=n
         if whole < end - begin:
             out[begin + whole : end] = levels[whole:] * scales[blocks]
     return out
+
+
+def nf4_scales(xp, codes, absmax2, offset, table):
+    """The scales of doubly quantised weights: ``table[code] * absmax2[block of 256] + offset``, rounded twice.
+
+    codes uint8 (blocks,), absmax2 float32 (ceil(blocks / 256),), offset float32, table float32 (256,), on the host.
+    """
+    return xp.asarray(table)[codes] * xp.repeat(absmax2, 256)[: codes.size] + offset
+
+
+def nf4_matvec(xp, x, packed, absmax, block_size, outputs):
+    """x @ W.T for the few rows of x that decoding has: W's codes are dequantised to x's dtype, then multiplied.
+
+    x (rows, n), packed and absmax (whole) of W (outputs, n); returns (rows, outputs). Tile by tile, so that no float
+    copy of W is held.
+    """
+    n = x.shape[-1]
+    y = xp.empty((len(x), outputs), x.dtype)
+    step = block_size // math.gcd(n, block_size)  # rows that begin at a block
+    height = max(1, 4 * CHUNK // n // step) * step
+    for start in range(0, outputs, height):
+        stop = min(start + height, outputs)
+        scales, size = absmax[start * n // block_size :], (stop - start) * n
+        w = of(packed).nf4_dequantize(packed, scales, block_size, size, start * n, None, x.dtype)
+        y[:, start:stop] = x @ w.reshape(stop - start, n).T
+    return y

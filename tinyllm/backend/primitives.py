@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from tinyllm.backend.nf4 import nf4_dequantize, nf4_quantize
+from tinyllm.backend.nf4 import nf4_dequantize, nf4_matvec, nf4_quantize, nf4_scales
 from tinyllm.backend.random import raw_words
 from tinyllm.backend.table import of
 
@@ -179,14 +179,15 @@ def rope(xp, x, cos, sin):
     return y
 
 
-QUERIES = 128  # queries handled at once: a causal tile reads only the keys up to its end
+QUERIES = 32  # queries handled at once: a causal tile reads only the keys up to its end, and its scores stay in cache
 
 
-def _attention_tiles(q, k):
+def _attention_tiles(q, k, queries=None):
     """Query slices with, for each, the number of keys it can see and the first query's position."""
+    queries = queries or QUERIES
     past = k.shape[2] - q.shape[2]
-    for start in range(0, q.shape[2], QUERIES):
-        stop = min(start + QUERIES, q.shape[2])
+    for start in range(0, q.shape[2], queries):
+        stop = min(start + queries, q.shape[2])
         yield slice(start, stop), past + stop, past + start
 
 
@@ -199,13 +200,14 @@ def _probabilities(xp, q, k, scale, starts, rows, seen, first):
     queries = q[:, :, rows].reshape(batch, k.shape[1], group * tile, n)
     scores = queries @ k[:, :, :seen].swapaxes(-1, -2)
     scores *= scale
-    keys = xp.arange(seen)
-    at = xp.arange(first, first + tile)[:, None]
-    hidden = (keys > at)[None]
-    if starts is not None:
-        hidden = hidden | (keys < starts[:, rows, None])  # (batch, tile, seen)
-    by_head = scores.reshape(batch, k.shape[1], group, tile, seen)
-    xp.copyto(by_head, -xp.inf, where=hidden[:, None, None])
+    if tile > 1 or starts is not None:  # one query sees all keys there are
+        keys = xp.arange(seen)
+        at = xp.arange(first, first + tile)[:, None]
+        hidden = (keys > at)[None]
+        if starts is not None:
+            hidden = hidden | (keys < starts[:, rows, None])  # (batch, tile, seen)
+        by_head = scores.reshape(batch, k.shape[1], group, tile, seen)
+        xp.copyto(by_head, -xp.inf, where=hidden[:, None, None])
     return queries, of(q).softmax(scores)
 
 
@@ -225,7 +227,7 @@ def attention(xp, q, k, v, scale, starts):
     Returns
     -------
     (batch, heads, time, n)
-        Memory is one tile's scores, (batch, heads, 128, keys). Vaswani et al. 2017, eq. 1; Ainslie et al. 2023.
+        Memory is one tile's scores, (batch, heads, 32, keys). Vaswani et al. 2017, eq. 1; Ainslie et al. 2023.
     """
     y = xp.empty(q.shape, q.dtype)
     for rows, seen, first in _attention_tiles(q, k):
@@ -260,9 +262,12 @@ def cross_entropy(xp, logits, targets):
     return xp.where(live, lse - chosen, 0).astype(logits.dtype, copy=False), lse
 
 
-def cross_entropy_backward(xp, g, logits, targets, lse):
-    """dL/dlogits from the gradient of each row's loss, g (rows,): g * (softmax - one hot), 0 in ignored rows."""
-    y = logits - lse[:, None]
+def cross_entropy_backward(xp, g, logits, targets, lse, out=None):
+    """dL/dlogits from the gradient of each row's loss, g (rows,): g * (softmax - one hot), 0 in ignored rows.
+
+    Written into `out` if it is given; that may be `logits` itself.
+    """
+    y = xp.subtract(logits, lse[:, None], out=out)
     xp.exp(y, out=y)
     live = targets >= 0
     y[xp.arange(len(targets)), xp.where(live, targets, 0)] -= 1
@@ -289,11 +294,20 @@ def dropout_mask(xp, state, shape, p, dtype):
     return (stays * numpy.dtype(dtype).type(1 / (1 - p))).reshape(shape)
 
 
+ADAMW_BLOCK = 1 << 14  # numbers
+
+
 def adamw_step(xp, w, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     """One AdamW update, in place in w, m and v (Loshchilov & Hutter 2019, algorithm 2), in PyTorch's order.
 
     `step` counts from 1. All arrays of one shape; the update is w -= lr*wd*w, then lr * mhat / (sqrt(vhat) + eps).
     """
+    if w.ndim and len(w) > 1 and w.size > ADAMW_BLOCK:  # a few rows at a time: what belongs to them stays in cache
+        few = max(1, ADAMW_BLOCK * len(w) // w.size)
+        for start in range(0, len(w), few):
+            part = slice(start, start + few)
+            adamw_step(xp, w[part], g[part], m[part], v[part], step, lr, beta1, beta2, eps, weight_decay)
+        return
     w *= 1 - lr * weight_decay
     m += (1 - beta1) * (g - m)
     v *= beta2
@@ -309,5 +323,5 @@ def specification() -> dict[str, Any]:
     functions = [sigmoid, softmax, softmax_backward, rms_norm, rms_norm_backward, layer_norm, layer_norm_backward, erf]
     functions += [gelu, gelu_backward, silu_mul, silu_mul_backward, rope, attention, attention_backward]
     functions += [cross_entropy, cross_entropy_backward, embedding_grad, dropout_mask, adamw_step]
-    functions += [nf4_quantize, nf4_dequantize]
+    functions += [nf4_quantize, nf4_dequantize, nf4_scales, nf4_matvec]
     return {function.__name__: function for function in functions}

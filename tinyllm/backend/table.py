@@ -54,9 +54,11 @@ BACKENDS: dict[str, Backend] = {}
 
 def of(array: Any) -> Backend:
     """The backend whose arrays `array` belongs to."""
-    if type(array) is numpy.ndarray or "cuda" not in BACKENDS:  # NumPy scalars and lists are NumPy's, too
-        return BACKENDS["numpy"]
-    return BACKENDS["cuda"] if type(array).__module__.startswith("cupy") else BACKENDS["numpy"]
+    if type(array) is not numpy.ndarray:
+        for backend in BACKENDS.values():
+            if isinstance(array, backend.xp.ndarray):
+                return backend
+    return BACKENDS["numpy"]  # NumPy's scalars and lists are NumPy's, too
 
 
 @contextmanager

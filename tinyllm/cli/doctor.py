@@ -9,6 +9,8 @@ import argparse
 import math
 import os
 import platform
+import subprocess
+import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +27,17 @@ from tinyllm.optim import AdamW
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.version import __version__
 
+VARIABLES = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "accelerate": "VECLIB_MAXIMUM_THREADS"}
+PRODUCT = """
+import time
+import numpy as np
+x, w, times = np.ones((512, 576), "f"), np.ones((1536, 576), "f"), []
+for _ in range(40):
+    began = time.perf_counter()
+    x @ w.T
+    times.append(time.perf_counter() - began)
+print(2 * 512 * 576 * 1536 / sorted(times)[20] / 1e9)
+"""
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -94,14 +107,40 @@ def total_memory() -> int | None:
 
 
 def threads(cores: int) -> str:
-    """What the environment says, and what to do about it, in one sentence."""
-    given = ", ".join(f"{name}={os.environ[name]}" for name in THREADS if name in os.environ)
-    if given:
-        return f"{given}; keep it the same for a run and its --resume, since another number rounds differently"
+    """How fast a product is with 1, 2, 4 ... threads here and now, and what to set."""
+    counts = sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
+    variable = next((v for name, v in VARIABLES.items() if name in blas().lower()), "OMP_NUM_THREADS")
+    now = next((f"{name}={os.environ[name]}" for name in (variable, "OMP_NUM_THREADS") if name in os.environ), None)
+    return advice({count: speed(count) for count in counts}, variable, now)
+
+
+def advice(speeds: dict[int, float], variable: str, now: str | None) -> str:
+    """The fewest threads that are nearly as fast as any: more of them only wait for each other."""
+    measured = ", ".join(f"{count}: {gflops:.0f}" for count, gflops in speeds.items())
+    best = max(speeds.values())
+    if best == 0:
+        return f"could not be measured; set {variable}, and keep it for a run and its --resume"
+    count = min(count for count, gflops in speeds.items() if gflops >= 0.9 * best)
     return (
-        f"no limit is set, so the BLAS takes all {cores} cores: try OPENBLAS_NUM_THREADS=1 for small models, where "
-        "starting threads costs more than it saves, and keep it the same for a run and its --resume"
+        f"{measured} GFLOP/s; set {variable}={count} (now {now or 'not set: all cores'}) while the machine is as busy "
+        "as this, and keep it for a run and its --resume, since another number rounds differently"
     )
+
+
+def speed(count: int) -> float:
+    """GFLOP/s of a layer's product with so many threads; 0 if it cannot be had.
+
+    In a process of its own, since a BLAS reads its number of threads when it starts. The median of the wall-clock time
+    counts: threads that spin while they wait for a busy core are slow, and nothing else shows it.
+    """
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(count))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PRODUCT], env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        return float(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0.0
 
 
 def embedded() -> str:

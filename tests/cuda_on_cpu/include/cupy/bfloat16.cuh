@@ -1,0 +1,2 @@
+#pragma once
+#include "float16.cuh"
