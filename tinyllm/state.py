@@ -19,6 +19,7 @@ from tinyllm.nf4 import BLOCK_SIZES, NF4_LEVELS
 from tinyllm.tensor import Tensor
 
 QUANT_STATE = ".quant_state.bitsandbytes__nf4"
+NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
 HALF = "tinyllm.half"  # metadata: which half-precision arrays are frozen weights, and the dtype they compute in
 
 
@@ -129,6 +130,11 @@ def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "th
     return {name: state[name] for name in arrays if name in state}
 
 
+def _bytes_of(array: Any) -> np.ndarray:
+    """The codes; ``quant_storage`` in bitsandbytes' options makes another dtype of the same bytes."""
+    return (array.bits if isinstance(array, HalfWeight) else array).reshape(-1).view(np.uint8)
+
+
 def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> tuple[NF4Weight, set[str]]:
     """The weight, and the names of the arrays that made it."""
     keys = [f"{name}{QUANT_STATE}", name, f"{name}.absmax", f"{name}.quant_map"]
@@ -137,7 +143,7 @@ def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> tuple[NF4Weigh
         said = json.loads(arrays[keys[0]].tobytes())
         shape, block_size = tuple(said["shape"]), said["blocksize"]
         double = "nested_blocksize" in said
-        packed, absmax = arrays[name].reshape(-1), arrays[keys[2]].reshape(-1)
+        packed, absmax = _bytes_of(arrays[name]), arrays[keys[2]].reshape(-1)
         blocks = -(-prod(shape) // block_size)
         fits = packed.size == (prod(shape) + 1) // 2 and absmax.size == blocks and block_size in BLOCK_SIZES
         known = said["quant_type"] == "nf4" and np.array_equal(arrays[keys[3]].reshape(-1), NF4_LEVELS)

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of the rotary wavelengths, so that a longer text turns no pair further than training did.
+
+    A wavelength shorter than ``original_max_seq_len / high_freq_factor`` stays; one longer than
+    ``original_max_seq_len / low_freq_factor`` becomes `factor` times as long; between them the two are blended.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_seq_len: float  # the context of the first training
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low_freq_factor < self.high_freq_factor or self.factor < 1 or self.original_max_seq_len < 1:
+            raise ValueError(
+                f"{self} is no stretching: factor and original_max_seq_len must be at least 1, and low_freq_factor "
+                "above 0 and below high_freq_factor"
+            )
 
 
 @dataclass
@@ -29,13 +50,18 @@ class DecoderConfig:
     positions: str = "learned"  # or "rope"
     qkv: str = "fused"  # one qkv_proj, or "separate" q_proj, k_proj, v_proj
     rope_theta: float = 10000.0  # the longest wavelength is about 2 pi times this
+    rope_scaling: RopeScaling | None = None  # stretched wavelengths, as in Llama 3
+    sliding_window: int = 0  # a query sees so many positions, its own included (Mistral); 0: all before it
     norm_eps: float = 1e-5  # keeps the norm finite for a row of zeros
     bias: bool = True  # biases in every linear layer of the blocks
+    qkv_bias: bool = False  # biases of queries, keys and values alone (Qwen2)
+    qk_norm: bool = False  # an RMS norm of each head's queries and keys, before the positions (Qwen3)
     tie_embeddings: bool = True  # the head is the embedding, transposed
     dropout: float = 0.0  # after the embedding and after each half of a block
+    model_type: str = field(default="", compare=False)  # its family on Hugging Face; "": whichever it fits
 
     def __post_init__(self) -> None:
-        for field, least in {
+        for name, least in {
             "vocab_size": 1,
             "hidden_size": 1,
             "num_layers": 1,
@@ -44,13 +70,21 @@ class DecoderConfig:
             "num_kv_heads": 0,
             "head_dim": 0,
             "intermediate_size": 0,
+            "sliding_window": 0,
         }.items():
-            value = getattr(self, field)
+            value = getattr(self, name)
             whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
             if not whole or value < least:
                 default = "" if least else " (0: the default)"
-                raise ValueError(f"{field} must be at least 1{default} and a whole number, not {value!r}")
-            setattr(self, field, int(value))
+                raise ValueError(f"{name} must be at least 1{default} and a whole number, not {value!r}")
+            setattr(self, name, int(value))
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not number or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0, not {value!r}")
+        if isinstance(self.rope_scaling, dict):  # of `describe`, or of a file
+            self.rope_scaling = RopeScaling(**self.rope_scaling)
         self.num_heads = self.num_heads or max(1, self.hidden_size // 64)
         self.num_kv_heads = self.num_kv_heads or self.num_heads
         if not self.head_dim and self.hidden_size % self.num_heads:
@@ -64,14 +98,14 @@ class DecoderConfig:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"rotary positions turn pairs of channels, so head_dim {self.head_dim} must be even")
-        for field, allowed in {
+        for name, allowed in {
             "norm": ("layer_norm", "rms_norm"),
             "activation": ("gelu", "gelu_tanh", "swiglu"),
             "positions": ("learned", "rope"),
             "qkv": ("fused", "separate"),
         }.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}")
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
 
 def llama_shape(**changes: Any) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
+from tinyllm.backend.device import as_dtype, device, to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, store
 from tinyllm.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
-from tinyllm.models.positions import check_ids, positions_and_starts, rope_tables
+from tinyllm.models.positions import check_ids, positions_and_starts, rope_frequencies, rope_tables
 from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from tinyllm.ops import split
 from tinyllm.tensor import Parameter, Tensor, checkpoint
@@ -39,14 +40,17 @@ class Attention(Module):
         self.heads, self.kv_heads, self.n = config.num_heads, config.num_kv_heads, config.head_dim
         q_size, kv_size = self.heads * self.n, self.kv_heads * self.n
         self.sizes = (q_size, kv_size, kv_size)
-        hidden, bias = config.hidden_size, config.bias
+        hidden, bias = config.hidden_size, config.bias or config.qkv_bias
         if config.qkv == "fused":
             self.qkv_proj = Linear(hidden, sum(self.sizes), bias, dtype, init=False)
         else:
             self.q_proj = Linear(hidden, q_size, bias, dtype, init=False)
             self.k_proj = Linear(hidden, kv_size, bias, dtype, init=False)
             self.v_proj = Linear(hidden, kv_size, bias, dtype, init=False)
-        self.out_proj = Linear(q_size, hidden, bias, dtype, init=False)
+        self.out_proj = Linear(q_size, hidden, config.bias, dtype, init=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.n, config.norm_eps, dtype)
+            self.k_norm = RMSNorm(self.n, config.norm_eps, dtype)
 
     def forward(self, x: Tensor, rope: tuple | None, starts: Any, cache: KVCache | None, layer: int) -> Tensor:
         if hasattr(self, "qkv_proj"):
@@ -54,9 +58,12 @@ class Attention(Module):
         else:
             q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         batch, time = x.shape[:2]
-        q = q.reshape(batch, time, self.heads, self.n).swapaxes(1, 2)  # (batch, heads, time, n)
-        k = k.reshape(batch, time, self.kv_heads, self.n).swapaxes(1, 2)  # (batch, kv_heads, time, n)
-        v = v.reshape(batch, time, self.kv_heads, self.n).swapaxes(1, 2)
+        q = q.reshape(batch, time, self.heads, self.n)
+        k = k.reshape(batch, time, self.kv_heads, self.n)
+        v = v.reshape(batch, time, self.kv_heads, self.n).swapaxes(1, 2)  # (batch, kv_heads, time, n)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)  # over the n channels of each head
+        q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)  # (batch, heads, time, n), (batch, kv_heads, time, n)
         if rope is not None:
             q, k = F.rope(q, *rope), F.rope(k, *rope)
         if cache is not None:
@@ -110,7 +117,8 @@ class DecoderModel(Module):
         too; with "nf4" they are kept as float16. Anything but "float32" is frozen for good. Converted weight by weight,
         so that no float copy of the model ever exists.
     dtype : dtype
-        float32, or float64 for exact gradients.
+        float32, or float64 for exact gradients. On a GPU also float16 and bfloat16, to compute with a frozen base:
+        gains, adapters, sums and the loss are float32 then.
     seed : int, optional
         Initialise from this seed rather than from the default generator.
     init : callable or None
@@ -148,9 +156,12 @@ class DecoderModel(Module):
     ):
         if storage not in STORAGES:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}")
-        self.dtype = np.dtype(dtype)
-        if self.dtype.kind != "f":
-            raise ValueError(f"dtype must be float32 or float64, not {self.dtype}; for fewer bits use storage=")
+        self.dtype = dtype = as_dtype(dtype)
+        if self.dtype.name not in ("float32", "float64") and not (self.half and device() == "cuda"):
+            raise ValueError(
+                f"dtype must be float32 or float64, not {self.dtype}; for fewer bits use storage=, and to compute in "
+                "half precision a GPU: set_device('cuda')"
+            )
         _refuse_unknown(config)
         heads = 0 if num_heads is None else num_heads
         self.config = c = DecoderConfig(vocab_size, hidden_size, num_layers, heads, **config)
@@ -165,19 +176,48 @@ class DecoderModel(Module):
             self.lm_head.weight = self.embed_tokens.weight
         self.checkpointing = False  # recompute each block in backward instead of keeping its activations
         generator = random.default if seed is None else random.Generator(seed)
-        self._fill(init or (lambda name, shape: initial(name, shape, c, generator, self.dtype)), storage)
+        self.fill(init or (lambda name, shape: initial(name, shape, c, generator, self.dtype)), storage)
 
-    def _fill(self, init: Callable[[str, tuple[int, ...]], Any], storage: str) -> None:
-        for name, weight in list(self.named_weights()):
+    def fill(
+        self, init: Callable[[str, tuple[int, ...]], Any], storage: str = "float32", largest_first: bool = False
+    ) -> None:
+        """Put ``init(name, shape)`` into every weight, one after the other, and keep it as `storage` says.
+
+        Largest first, the floats of an embedding never stand beside the rest of the model; a generator's draws then
+        come in another order.
+        """
+        weights = list(self.named_weights())
+        for name, weight in sorted(weights, key=lambda item: -item[1].size) if largest_first else weights:
             array = init(name, weight.shape)
             if isinstance(array, FrozenWeight | Parameter):  # what a file keeps as NF4, or as floats, stays so
-                self.set_weight(name, array)
+                self.set_weight(name, self._moved(name, array))
                 continue
-            array = np.asarray(array).astype(self.dtype, copy=False)
+            kept_as = self.storage_of(name, storage)
+            # Half computes, but gains stay float32, and NF4 is made of what came, not of what half left of it.
+            dtype = np.float32 if self.half and ("norm" in name or kept_as != "float32") else self.dtype
+            array = to_device(np.ascontiguousarray(array, dtype=dtype))
             if array.shape != weight.shape:
                 raise ValueError(f"{name} should have shape {weight.shape}, not {array.shape}")
-            kept_as = self.storage_of(name, storage)
-            self.set_weight(name, Parameter(array) if kept_as == "float32" else store(array, kept_as, name))
+            if kept_as == "float32":
+                self.set_weight(name, Parameter(array))
+            else:
+                self.set_weight(name, self._moved(name, store(array, kept_as, name)))
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in half precision: activations and products; sums, adapters and the loss in float32."""
+        return self.dtype.itemsize == 2
+
+    def _moved(self, name: str, weight: FrozenWeight | Parameter) -> FrozenWeight | Parameter:
+        """What came from a file, or was just stored, on the device and computing in this model's dtype."""
+        if isinstance(weight, Parameter):
+            if any(weight.data.strides):  # a placeholder has no memory, and shall get none
+                dtype = np.float32 if self.half and "norm" in name else weight.data.dtype
+                weight.data = to_device(weight.data.astype(dtype, copy=False))
+            return weight
+        moved = weight.move(to_device)
+        moved.dtype = self.dtype
+        return moved
 
     @staticmethod
     def storage_of(name: str, storage: str) -> str:
@@ -199,13 +239,16 @@ class DecoderModel(Module):
             raise ValueError(
                 f"{past + ids.shape[1]} tokens do not fit into the {c.max_seq_len} learned positions; shorten the input"
             )
-        positions, starts = positions_and_starts(ids.shape, past, segment_ids, attention_mask, cache)
+        positions, starts = positions_and_starts(ids.shape, past, segment_ids, attention_mask, cache, c.sliding_window)
         x = self.embed_tokens(ids)  # (batch, time, channel)
+        xp = of(x.data).xp
+        if starts is not None:
+            starts = xp.asarray(starts)
         rope = None
         if c.positions == "learned":
             x = x + self.embed_positions(positions)
         else:
-            rope = rope_tables(positions, c.head_dim, c.rope_theta, self.dtype, of(x.data).xp)
+            rope = rope_tables(positions, rope_frequencies(c), np.float32 if self.half else self.dtype, xp)
         x = self.dropout(x)
         for i, layer in enumerate(self.layers):
             if self.checkpointing and cache is None:
@@ -255,17 +298,17 @@ class DecoderModel(Module):
         return chunked_cross_entropy(x, head, targets, self.config.vocab_size)  # an adapted head
 
     @classmethod
-    def from_pretrained(cls, folder: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
-        """Read a Llama-family model from a folder; see `tinyllm.models.folder.load_pretrained`."""
+    def from_pretrained(cls, name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+        """Read a model: a folder, a GGUF file or a name on the hub; see `tinyllm.models.folder.load_pretrained`."""
         from tinyllm.models.folder import load_pretrained  # it imports this module
 
-        return load_pretrained(folder, storage, dtype)
+        return load_pretrained(name, storage, dtype)
 
-    def save_pretrained(self, folder: Any) -> None:
-        """Write ``config.json`` and ``model.safetensors``; see `tinyllm.models.folder.save_pretrained`."""
-        from tinyllm.models.folder import save_pretrained
+    def save_pretrained(self, folder: Any, max_shard_size: float = 5e9) -> None:
+        """Write ``config.json`` and ``model.safetensors``; see `tinyllm.models.export.save_pretrained`."""
+        from tinyllm.models.export import save_pretrained
 
-        save_pretrained(self, folder)
+        save_pretrained(self, folder, max_shard_size)
 
     def describe(self) -> dict[str, Any]:
         """The configuration as plain values."""

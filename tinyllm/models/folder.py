@@ -1,154 +1,222 @@
-"""A model as a folder, the way Hugging Face keeps it: ``config.json`` and ``model.safetensors``.
+"""A model as a folder, the way Hugging Face keeps it: ``config.json``, and weights in one safetensors file or several.
 
-Read next: `../adapters.py`.
+Nothing is read before it is asked for, one weight at a time. Read next: `export.py`, which writes such a folder.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyllm.formats import safetensors_file
-from tinyllm.formats.atomic import make_folder, write_text
-from tinyllm.frozen import FrozenWeight, HalfWeight, NF4Weight
+from tinyllm.formats import gguf_file, json_file, safetensors_file
+from tinyllm.frozen import HalfWeight, NF4Weight
+from tinyllm.models import hub
+from tinyllm.models.config import DecoderConfig
 from tinyllm.models.decoder import DecoderModel
-from tinyllm.models.llama import config_from_hf, config_to_hf, hf_name
-from tinyllm.state import QUANT_STATE, pack, unpack
-from tinyllm.tensor import Parameter
+from tinyllm.models.families import FAMILIES
+from tinyllm.models.gguf import load_gguf, read_config
+from tinyllm.nn import placeholder
+from tinyllm.state import NF4_PARTS, QUANT_STATE, unpack
 
-NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_pretrained(folder: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+def load_pretrained(name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
     """Read a model.
 
     Parameters
     ----------
-    folder : str or Path
-        With ``config.json`` and ``model.safetensors``, or shards and ``model.safetensors.index.json``.
+    name : str or Path
+        A folder with ``config.json`` and ``model.safetensors``, or shards and ``model.safetensors.index.json``; a GGUF
+        file; or the name of a model on the Hugging Face hub, ``owner/name`` (see `tinyllm.models.hub`).
     storage : {"float32", "float16", "bfloat16", "nf4"}, optional
-        What the weights are kept as, see `DecoderModel`. None: as floats, or NF4 if they are stored so.
+        What the weights are kept as, see `DecoderModel`. None: each as it is stored, NF4 or floats. What is stored as
+        NF4 stays NF4 in any case.
     dtype : dtype
         What to compute in.
 
     Returns
     -------
     DecoderModel
-        Its weights are read and converted one at a time.
+        In evaluation mode. Its weights are read and converted one at a time.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing, naming it.
+        If a file is missing, naming it, or the hub does not give the model.
+    ImportError
+        If the package is missing that reads GGUF's blocks, or fetches from the hub.
     ValueError
         If the model is not understood, or weights are missing, left over or of another shape.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        hint = ", but an adapter: name its model, and the adapter with --adapter" if _is_adapter(folder) else ""
-        raise FileNotFoundError(
-            f"there is no model in {folder} (no config.json){hint}; give a folder as Hugging Face has it"
-        )
-    fields = read_json(folder / "config.json")
-    config = config_from_hf(fields)
-    as_stored = storage is None
-    if storage is None:
-        storage = "nf4" if fields.get("quantization_config") else "float32"
-    files = _files(folder)
-    _check_names(folder, files, config)
-    _refuse_other_quantisation(fields, files)
-    if config["tie_embeddings"] and "lm_head.weight" in files:
-        if not np.array_equal(_read(files, "lm_head.weight"), _read(files, hf_name("embed_tokens.weight"))):
-            raise ValueError(
-                f"config.json in {folder} says tie_word_embeddings, but lm_head.weight differs from the embedding; "
-                "set tie_word_embeddings to false, or leave lm_head.weight out"
-            )
+    path = hub.find(name)
+    if path.suffix == ".gguf" and not path.is_dir():
+        return load_gguf(path, storage, dtype)
+    folder, storage = ModelFolder(path), storage or "float32"
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
-        key = hf_name(name)
-        path, weight = files[key], _read(files, key)
-        if tuple(weight.shape) != tuple(shape):
-            raise ValueError(
-                f"{key} in {path} has shape {tuple(weight.shape)}, but config.json asks for {tuple(shape)}"
-            )
-        if isinstance(weight, NF4Weight):
-            weight.dtype = np.dtype(dtype)
-        elif as_stored and DecoderModel.storage_of(name, storage) == "nf4":
-            return Parameter(weight.astype(dtype, copy=False))  # merged, say: not to be quantised again
-        return weight
+        weight = folder.read(name, shape)
+        if not isinstance(weight, HalfWeight):
+            return weight
+        same = weight.storage == DecoderModel.storage_of(name, storage) and _is_finite(weight.bits)
+        return weight if same else weight.dense()
 
-    model = DecoderModel(**config, storage=storage, dtype=dtype, init=init)
-    model.eval()
-    return model
+    return folder.build(init, storage, dtype)
 
 
-def save_pretrained(model: DecoderModel, folder: Any) -> None:
-    """Write a Llama-shaped model so that transformers and `load_pretrained` can read it.
+def load_config(name: Any) -> DecoderConfig:
+    """The shape of a model, without its weights; parameters and errors as in `load_pretrained`."""
+    path = hub.find(name)
+    if path.suffix == ".gguf" and not path.is_dir():
+        return DecoderConfig(**read_config(path, gguf_file.read_header(path)))
+    return DecoderConfig(**ModelFolder(path).config)
+
+
+class ModelFolder:
+    """A folder's configuration, checked, and its weights, to be read one by one.
 
     Parameters
     ----------
-    model : DecoderModel
-        Without adapters: merge them for good first, or write them with `tinyllm.save_adapter`.
-    folder : str or Path
-        Made if it does not exist.
+    path : Path
+
+    Attributes
+    ----------
+    family : Family
+    config : dict
+        The keyword arguments of `DecoderModel`.
 
     Raises
     ------
-    ValueError
-        If the model has adapters or is not Llama-shaped.
-    OSError
-        If it cannot be written.
+    FileNotFoundError, ValueError
+        As `load_pretrained`; what is wrong with the weights' names is found when the model is built.
     """
-    state: dict[str, Any] = dict(model.state_dict())
-    if any(".base_layer." in name or ".original." in name for name in state):
-        raise ValueError(
-            "the model has adapters; write them alone with tinyllm.save_adapter(model, folder), or fold them in first "
-            "with merge_lora(model, keep_base=False)"
-        )
-    kept = {w.storage for w in state.values() if isinstance(w, FrozenWeight)}
-    half = {w.storage for w in state.values() if isinstance(w, HalfWeight)}
-    fields = config_to_hf(model.config, half.pop() if half and "nf4" not in kept else model.dtype.name)
-    # Training or merging may have parted the two, or an assignment joined them.
-    fields["tie_word_embeddings"] = model.lm_head.weight is model.embed_tokens.weight
-    nested = {w.double_quant for w in state.values() if isinstance(w, NF4Weight)}
-    if nested:
-        fields["quantization_config"] = {
-            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": any(nested),
-            "bnb_4bit_compute_dtype": model.dtype.name, "quant_method": "bitsandbytes",
-        }  # fmt: skip
-    folder = make_folder(folder)
-    if nested:  # transformers does not convert what stands beside 4-bit weights; widening changes no value
-        state = {name: w.dense() if isinstance(w, HalfWeight) else w for name, w in state.items()}
-    arrays, _ = pack({hf_name(name): weight for name, weight in state.items()})
-    safetensors_file.write(folder / "model.safetensors", arrays)
-    write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # of an older, sharded model
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not (path / "config.json").is_file():
+            adapter = (path / "adapter_config.json").is_file()
+            hint = ", but an adapter: name its model, and the adapter with --adapter" if adapter else ""
+            raise FileNotFoundError(
+                f"there is no model in {path} (no config.json){hint}; give a folder as Hugging Face has it"
+            )
+        fields = json_file.read(path / "config.json")
+        kind = fields.get("model_type")
+        if not isinstance(kind, str) or kind not in FAMILIES:
+            raise ValueError(f"the model in {path} is of type {kind!r}; understood are {', '.join(FAMILIES)}")
+        self.family = FAMILIES[kind]
+        self.config = self.family.read(fields)
+        self._files = _files(path)
+        self._keys: dict[str, str] = {}
+        _refuse_other_quantisation(fields.get("quantization_config"), self._files)
+
+    def build(self, init: Callable[[str, tuple[int, ...]], Any], storage: str, dtype: Any) -> DecoderModel:
+        """A model in evaluation mode whose weights are ``init(name, shape)``, which may call `read`.
+
+        Raises
+        ------
+        ValueError
+            If keys are missing or left over, or the configuration's sizes do not fit together or go beyond any array.
+        """
+        self._refuse_sizes_beyond(DecoderConfig(**self.config))
+        model = DecoderModel(**self.config, storage=storage, dtype=dtype, init=lambda _, s: placeholder(s, dtype))
+        self._keys = self._match([name for name, _ in model.named_weights()])
+        self._refuse_another_head()
+        model.fill(init, storage, largest_first=True)
+        model.eval()
+        return model
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Any:
+        """Our weight of this name: floats as they are stored, a bfloat16 `HalfWeight`, or an `NF4Weight`.
+
+        Raises
+        ------
+        ValueError
+            If it has another shape, or holds no floats.
+        """
+        key = self._keys[name]
+        weight = self._read(key)
+        if weight.dtype.kind != "f":
+            raise ValueError(f"{key} in {self._files[key]} has dtype {weight.dtype}, but floats are needed")
+        if self.family.transposed(name) and not isinstance(weight, NF4Weight) and len(weight.shape) == 2:
+            half = isinstance(weight, HalfWeight)
+            weight = HalfWeight(np.ascontiguousarray(weight.bits.T), weight.storage) if half else weight.T
+        if tuple(weight.shape) != tuple(shape):
+            raise ValueError(
+                f"{key} in {self._files[key]} has shape {tuple(weight.shape)}, but config.json asks for {tuple(shape)}"
+            )
+        return weight
+
+    def _read(self, key: str) -> Any:
+        arrays: dict[str, Any] = {}
+        for part in [key, *(key + part for part in NF4_PARTS)]:
+            if part in self._files:  # a weight's parts may stand in two shards
+                arrays |= safetensors_file.read(self._files[part], [part])[0]
+        if isinstance(arrays[key], HalfWeight) and len(arrays) == 1:
+            return arrays[key]
+        return unpack(arrays, {}, where=str(self._files[key]))[key]
+
+    def _match(self, names: list[str]) -> dict[str, str]:
+        """The key of each of our weights; an error for keys that are missing or left over."""
+        keys = {name: self.family.hf_name(name) for name in names}
+        prefix = keys["embed_tokens.weight"].partition(".")[0] + "."
+        if not any(key.startswith(prefix) for key in self._files):  # saved without its head, as GPT-2's first files
+            keys = {name: key.removeprefix(prefix) for name, key in keys.items()}
+        wanted = list(keys.values())
+        missing = [key for key in wanted if key not in self._files]
+        known = {*wanted, *(key + part for key in wanted for part in NF4_PARTS)}
+        if self.config["tie_embeddings"]:
+            known.add(self.family.hf_name("lm_head.weight"))
+        extra = [key for key in self._files if key not in known and not key.endswith(self.family.buffers)]
+        if missing or extra:
+            said = []
+            if missing:
+                said.append(f"missing {_few(missing)}")
+            if extra:
+                close = difflib.get_close_matches(extra[0], wanted, n=1)
+                said.append(f"left over {_few(extra)}" + (f" (did you mean {close[0]}?)" if close else ""))
+            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
+        return keys
+
+    def _refuse_another_head(self) -> None:
+        head, embedding = self.family.hf_name("lm_head.weight"), self._keys["embed_tokens.weight"]
+        tied = self.config["tie_embeddings"] and head in self._files
+        if tied and not _equal(self._read(head), self._read(embedding)):
+            raise ValueError(
+                f"config.json in {self.path} says tie_word_embeddings, but {head} differs from the embedding; "
+                f"set tie_word_embeddings to false, or leave {head} out"
+            )
+
+    def _refuse_sizes_beyond(self, config: DecoderConfig) -> None:
+        """Raise ValueError for sizes that no array of the files could have, before anything of that size is made."""
+        headers = [safetensors_file.read_header(path) for path in set(self._files.values())]
+        largest = max((prod(shape) for header in headers for _, shape in header.values()), default=0)
+        sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}
+        sizes |= {"num_attention_heads": config.num_heads, "head_dim of all heads": config.num_heads * config.head_dim}
+        limits = {**dict.fromkeys(sizes, 2 * largest), "num_hidden_layers": len(self._files)}  # two codes a byte
+        for name, size in {**sizes, "num_hidden_layers": config.num_layers}.items():
+            if size > limits[name]:
+                raise ValueError(
+                    f"config.json in {self.path} has a {name} of {size}, but none of its weights is that large"
+                )
 
 
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
+def _is_finite(bits: np.ndarray) -> bool:
+    """Whether these bfloat16 patterns are numbers: exponents of nothing but ones are infinities or none."""
+    return not ((bits & 0x7F80) == 0x7F80).any()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; one clear sentence if there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); get or write it again") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return fields
+def _equal(a: Any, b: Any) -> bool:
+    return np.array_equal(getattr(a, "bits", a), getattr(b, "bits", b))
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Which file each array stands in."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / SINGLE, folder / INDEX
     if single.is_file():  # transformers looks for it first, too
         return dict.fromkeys(safetensors_file.read_header(single), single)
     if not index.is_file():
@@ -157,61 +225,29 @@ def _files(folder: Path) -> dict[str, Path]:
                 f"{folder} has only pickled weights, which could run code when opened; convert them to safetensors"
             )
         raise FileNotFoundError(f"there is neither {single.name} nor {index.name} in {folder}")
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict):
-        raise ValueError(f"{index} has no weight_map")
+    named = json_file.read(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
+        raise ValueError(f"{index} has no weight_map from names to files; get or write it again")
     files: dict[str, Path] = {}
     for shard in sorted(set(named.values())):
-        path = folder / shard
-        if path.resolve().parent != folder.resolve():
-            raise ValueError(f"{index} names a shard outside its folder: {shard}")
-        files |= dict.fromkeys(safetensors_file.read_header(path), path)
+        # By its name: in the hub's cache the files themselves are links to another folder.
+        if Path(shard).name != shard or "\\" in shard or "\0" in shard:
+            raise ValueError(f"{index} names a shard outside its folder: {shard!r}")
+        header = safetensors_file.read_header(folder / shard)
+        twice = next((name for name in header if name in files), None)
+        if twice:
+            raise ValueError(f"{twice} stands in {files[twice].name} and in {shard}; get or write the folder again")
+        files |= dict.fromkeys(header, folder / shard)
     return files
 
 
-def _read(files: dict[str, Path], key: str) -> Any:
-    """One weight; half precision comes as floats, for `storage` rules."""
-    path = files[key]
-    parts = [key + part for part in NF4_PARTS if files.get(key + part) == path]
-    arrays, _ = safetensors_file.read(path, [key, *parts])
-    return unpack(arrays, {}, where=str(path))[key]
-
-
-def _check_names(folder: Path, files: dict[str, Path], config: dict[str, Any]) -> None:
-    wanted = [hf_name(name) for name in _names(config)]
-    missing = [key for key in wanted if key not in files]
-    parts = {key + part for key in wanted for part in NF4_PARTS}
-    tied = {"lm_head.weight"} if config["tie_embeddings"] else set()
-    extra = [
-        k
-        for k in files
-        if k not in wanted and k not in parts and k not in tied and not k.endswith("rotary_emb.inv_freq")
-    ]
-    if missing or extra:
-        said = []
-        if missing:
-            said.append(f"missing {_few(missing)}")
-        if extra:
-            close = difflib.get_close_matches(extra[0], wanted, n=1)
-            said.append(f"left over {_few(extra)}" + (f" (did you mean {close[0]}?)" if close else ""))
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {'; '.join(said)}")
+def _refuse_other_quantisation(said: Any, files: dict[str, Path]) -> None:
+    found = any(key.endswith(QUANT_STATE) for key in files)
+    if said and not (isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and found):
+        raise ValueError(
+            "the model is quantised in a way not understood here (quantization_config); only bitsandbytes' NF4 is"
+        )
 
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _names(config: dict[str, Any]) -> list[str]:
-    """The names of a Llama's weights."""
-    block = [f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
-    block += ["input_layernorm", "post_attention_layernorm"]
-    names = ["embed_tokens", "norm", *(f"layers.{i}.{part}" for i in range(config["num_layers"]) for part in block)]
-    return [f"{name}.weight" for name in (names if config["tie_embeddings"] else [*names, "lm_head"])]
-
-
-def _refuse_other_quantisation(fields: dict[str, Any], files: dict[str, Path]) -> None:
-    said = fields.get("quantization_config")
-    if said and (said.get("quant_method") != "bitsandbytes" or not any(key.endswith(QUANT_STATE) for key in files)):
-        raise ValueError(
-            "the model is quantised in a way not understood here (quantization_config); only bitsandbytes' NF4 is"
-        )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.models.cache import KVCache
+from tinyllm.models.config import DecoderConfig
 
 
 def check_ids(ids: Any, vocab_size: int) -> np.ndarray:
@@ -34,15 +35,28 @@ def check_ids(ids: Any, vocab_size: int) -> np.ndarray:
 
 
 def positions_and_starts(
-    shape: tuple[int, int], past: int, segment_ids: Any, attention_mask: Any, cache: KVCache | None
+    shape: tuple[int, int], past: int, segment_ids: Any, attention_mask: Any, cache: KVCache | None, window: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Positions (batch or 1, time) and starts (batch, time) or None where every query sees all keys before it.
+
+    A sliding window is one more bound: no query starts more than ``window - 1`` positions before itself. Positions do
+    not feel it.
 
     Raises
     ------
     ValueError
         For a mask with holes, another shape, or packing together with a cache.
     """
+    positions, starts = _unlimited(shape, past, segment_ids, attention_mask, cache)
+    if window and past + shape[1] > window:
+        nearest = past + np.arange(shape[1])[None] - window + 1  # (1, time)
+        starts = np.broadcast_to(np.maximum(nearest, 0 if starts is None else starts), shape)
+    return positions, starts
+
+
+def _unlimited(
+    shape: tuple[int, int], past: int, segment_ids: Any, attention_mask: Any, cache: KVCache | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     batch, time = shape
     at = past + np.arange(time)[None]  # (1, time)
     if segment_ids is not None:
@@ -89,8 +103,22 @@ def _left_padding(mask: np.ndarray, shape: tuple[int, int], past: int) -> np.nda
     return pads
 
 
-def rope_tables(positions: np.ndarray, n: int, theta: float, dtype: Any, xp: Any) -> tuple[Any, Any]:
-    """cos and sin of position * theta^(-2i/n), (batch or 1, 1, time, n/2); angles in float64 for long contexts."""
-    frequency = theta ** (-np.arange(0, n, 2) / n)
+def rope_frequencies(config: DecoderConfig) -> np.ndarray:
+    """The angle by which a position turns each pair of channels, (n/2,): theta^(-2i/n), stretched as in Llama 3.
+
+    Source: Su et al. 2021, and ``apply_scaling`` in Meta's llama-models.
+    """
+    n, scaling = config.head_dim, config.rope_scaling
+    frequency = config.rope_theta ** (-np.arange(0, n, 2) / n)
+    if scaling is None:
+        return frequency
+    turns = scaling.original_max_seq_len * frequency / (2 * np.pi)  # within the first training's context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    stays = np.clip((turns - low) / (high - low), 0, 1)
+    return stays * frequency + (1 - stays) * frequency / scaling.factor
+
+
+def rope_tables(positions: np.ndarray, frequency: np.ndarray, dtype: Any, xp: Any) -> tuple[Any, Any]:
+    """cos and sin of position * frequency, (batch or 1, 1, time, n/2); angles in float64 for long contexts."""
     angle = positions[:, None, :, None] * frequency
     return xp.asarray(np.cos(angle).astype(dtype)), xp.asarray(np.sin(angle).astype(dtype))

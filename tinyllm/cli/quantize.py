@@ -1,0 +1,92 @@
+"""Write a model with its weights in four bits: bitsandbytes' NF4, which transformers reads, too.
+
+Every linear layer but the head is quantised, one weight at a time; embedding, head, norms and biases stay floats.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+
+from tinyllm.cli.options import megabytes, model_folder
+from tinyllm.frozen import HalfWeight, NF4Weight
+from tinyllm.models import DecoderModel
+from tinyllm.models.folder import ModelFolder
+from tinyllm.nf4 import BLOCK_SIZES, bits_per_weight
+from tinyllm.tokenizer import Tokenizer
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder as Hugging Face has it, or whatever --model takes")
+    parser.add_argument("out", metavar="OUT", help="the folder to write")
+    parser.add_argument(
+        "--block-size", type=int, default=64, choices=BLOCK_SIZES, help="weights a scale (default: %(default)s)"
+    )
+    parser.add_argument("--single", action="store_true", help="leave the scales in float32: 4.5 bits instead of 4.127")
+
+
+def run(args: argparse.Namespace) -> None:
+    console = Console(highlight=False)
+    source, out = model_folder(args.model), Path(args.out)
+    if out.resolve() == source.resolve():
+        raise ValueError(
+            f"OUT is the model's own folder {source}, which quantising would overwrite; name another folder"
+        )
+    folder = None if source.is_file() else ModelFolder(source)
+    tokenizer = Tokenizer.load(source)
+    losses = Losses(args.block_size, not args.single)
+    if folder is None:  # GGUF: its reader makes a model of floats
+        model = DecoderModel.from_pretrained(source)
+        model.fill(lambda name, _: losses.quantize(name, model.get(name).data))
+    else:
+        model = folder.build(lambda name, shape: losses.quantize(name, folder.read(name, shape)), "float32", np.float32)
+    if not losses.count:
+        raise ValueError(f"{args.model} has no weights to quantise: they are in four bits already")
+    model.save_pretrained(out)
+    tokenizer.save(out)
+
+    bits = bits_per_weight(losses.count, args.block_size, not args.single)
+    console.print(
+        f"{losses.count:,} of {model.num_parameters():,} weights in {bits:.3f} bits each "
+        f"(NF4, blocks of {args.block_size}, scales in {'float32' if args.single else '8 bits'})"
+    )
+    console.print(f"{megabytes(size(source))} before, {megabytes(size(out))} after")
+    console.print(f"relative error of those weights {losses.relative():.4f} (what is lost, as a share of their length)")
+    console.print(f"the model is in {escape(str(out))}")
+
+
+class Losses:
+    """Quantises weights and adds up what they lose."""
+
+    def __init__(self, block_size: int, double_quant: bool):
+        self.block_size, self.double_quant = block_size, double_quant
+        self.count, self.lost, self.all = 0, 0.0, 0.0
+
+    def quantize(self, name: str, weight: Any) -> Any:
+        """The weight in NF4 if `storage_of` says so, else as it is."""
+        if isinstance(weight, HalfWeight):
+            weight = weight.dense()
+        if isinstance(weight, NF4Weight) or DecoderModel.storage_of(name, "nf4") != "nf4":
+            return weight
+        quantised = NF4Weight.quantize(weight.astype(np.float32, copy=False), self.block_size, self.double_quant, name)
+        self.count += weight.size
+        for part, floats in quantised.tiles():
+            rows = weight[part].astype(np.float64)
+            self.all += float(np.vdot(rows, rows))
+            rows -= floats
+            self.lost += float(np.vdot(rows, rows))
+        return quantised
+
+    def relative(self) -> float:
+        """The Frobenius norm of what all weights lost over that of the weights."""
+        return (self.lost / self.all) ** 0.5 if self.all else 0.0
+
+
+def size(path: Path) -> int:
+    """Bytes of a model's weights on disk."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("model*.safetensors")))
