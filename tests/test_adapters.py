@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tinyllm.adapters import load_adapter, save_adapter, trained_over
+from tinyllm.adapters import held, load_adapter, save_adapter, trained_over
 from tinyllm.backend import random
 from tinyllm.formats import safetensors_file
 from tinyllm.lora import apply_lora, disable_lora, merge_lora, set_adapter, unmerge_lora
@@ -81,11 +84,146 @@ def test_a_round_trip_changes_no_bit(tmp_path, options):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_other_models_keep_our_names(tmp_path):
-    model = trained(gpt())
+def other(**options):
+    """Of no family: GPT-2's layout with rotary positions."""
+    return gpt(positions="rope", **options)
+
+
+GPT_OPTIONS = [
+    {},
+    {"bias": "lora_only"},
+    {"bias": "all", "use_dora": True, "target_modules": ["up_proj"]},
+    {"target_modules": "all-linear", "use_dora": True, "rank_pattern": {"up_proj": 2}},
+    {"modules_to_save": ["mlp", "embed_tokens"]},
+]
+
+
+@pytest.mark.parametrize("make", [gpt, other])
+@pytest.mark.parametrize("options", GPT_OPTIONS)
+def test_a_round_trip_of_gpt2_and_of_other_models(tmp_path, make, options):
+    model = trained(make(), **options)
+    save_adapter(model, tmp_path / "a")
+    name = "base_model.model.transformer.h.0.attn.c_" if make is gpt else "base_model.model.layers.0.self_attn."
+    mlp = name.replace("attn.c_", "mlp.c_").replace("self_attn.", "mlp.")
+    assert any(key.startswith((name, mlp)) for key in keys_of(tmp_path / "a"))
+    assert config_of(tmp_path / "a")["fan_in_fan_out"] is (make is gpt)
+    plain = logits(make())
+    back = load_adapter(make(), tmp_path / "a").eval()
+    assert np.array_equal(logits(back), logits(model)) and not np.array_equal(logits(back), plain)
+    assert np.array_equal(logits(disable_lora(back)), plain)
+    save_adapter(back, tmp_path / "b")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    other_numbers = trained(make(), **options)
+    for p in other_numbers.parameters():
+        p.data = p.data * np.float32(1 if not p.requires_grad else 3)
+    assert np.array_equal(logits(load_adapter(other_numbers, tmp_path / "a")), logits(model))  # overwritten
+
+
+def test_conv1d_weights_of_whole_modules_are_turned(tmp_path):
+    model = trained(gpt(), modules_to_save=["up_proj"])
     save_adapter(model, tmp_path)
-    assert "base_model.model.layers.0.self_attn.qkv_proj.lora_A.weight" in keys_of(tmp_path)
-    assert np.array_equal(logits(load_adapter(gpt(), tmp_path).eval()), logits(model))
+    array = keys_of(tmp_path)["base_model.model.transformer.h.0.mlp.c_fc.weight"]
+    assert np.array_equal(array, model.layers[0].mlp.up_proj.weight.data.T) and array.shape == (64, 256)
+    assert keys_of(tmp_path)["base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"].shape == (4, 64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    make=st.sampled_from([llama, gpt, other]),
+    targets=st.sets(st.sampled_from(["c_attn", "out_proj", "up_proj", "layers.1.mlp.down_proj"]), min_size=1),
+    rank=st.integers(1, 9), alpha=st.floats(0.5, 40), use_rslora=st.booleans(), use_dora=st.booleans(),
+    bias=st.sampled_from(["none", "all", "lora_only"]), patterned=st.booleans(),
+    saved=st.sampled_from([[], ["lm_head"], ["layers.0.mlp"]]), dtype=st.sampled_from([None, "float16", "bfloat16"]),
+)  # fmt: skip
+def test_any_configuration_goes_out_and_in(
+    tmp_path_factory, make, targets, rank, patterned, saved, dtype, bias, **options
+):
+    folder = tmp_path_factory.mktemp("any")
+    targets = {"k_proj" if make is llama and target == "c_attn" else target for target in targets}
+    options |= {"rank": rank, "target_modules": sorted(targets), "bias": bias, "modules_to_save": saved}
+    if patterned:
+        options |= {"rank_pattern": {r"layers\.1\..*": 3}, "alpha_pattern": {r"layers\.0\..*|up_proj": 2.5}}
+    try:
+        model = trained(make(), **options)
+    except ValueError as error:  # other tests have these
+        assert re.search("no target|matches no|trains nothing|trains .* whole", str(error)), error
+        return
+    save_adapter(model, folder / "a", dtype=dtype)
+    back = load_adapter(make(), folder / "a").eval()
+    if dtype is None:
+        assert np.array_equal(logits(back), logits(model))
+    save_adapter(back, folder / "b", dtype=dtype)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (folder / "a" / file).read_bytes() == (folder / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_adapters_written_in_half_precision(tmp_path, dtype):
+    model = trained(llama(), use_dora=True)
+    save_adapter(model, tmp_path / "float")
+    save_adapter(model, tmp_path, dtype=dtype)
+    sizes = [(folder / "adapter_model.safetensors").stat().st_size for folder in (tmp_path, tmp_path / "float")]
+    assert sizes[0] < 0.7 * sizes[1]
+    back = load_adapter(llama(), tmp_path).eval()
+    eps = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    for (path, part), p in held(model, "default").items():
+        half = held(back, "default")[path, part]
+        assert (
+            half.dtype == np.float32 and (np.abs(half.data - p.data) <= eps * np.abs(p.data) + 2.0**-25).all()
+        )  # subnormal
+    with pytest.raises(ValueError, match="float8"):
+        save_adapter(model, tmp_path / "x", dtype="float8")
+    model.layers[0].self_attn.q_proj.lora_A["default"].data[0, 0] = 1e6
+    with pytest.raises(ValueError, match="q_proj.lora_A.weight.*overflows float16"):
+        save_adapter(model, tmp_path / "x", dtype="float16")
+    assert not (tmp_path / "x").exists()
+
+
+def test_both_spellings_of_the_magnitudes(tmp_path):
+    model = trained(llama(), use_dora=True)
+    save_adapter(model, tmp_path)
+    assert LAYER + "q_proj.lora_magnitude_vector" in keys_of(tmp_path)
+    longer = lambda key: key + ".weight" if key.endswith("_vector") else key
+    damage(tmp_path, lambda arrays: [arrays.update({longer(k): arrays.pop(k)}) for k in list(arrays)])
+    assert np.array_equal(logits(load_adapter(llama(), tmp_path).eval()), logits(model))
+
+
+def test_layers_chosen_by_number_and_modules_left_out(tmp_path):
+    model = trained(llama(), target_modules=r"layers\.1\..*q_proj")
+    save_adapter(model, tmp_path)
+    for fields in (
+        {"layers_to_transform": [1]},
+        {"layers_to_transform": 1, "layers_pattern": "layers"},
+        {"layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+        {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"exclude_modules": r"model\.layers\.0\..*"},
+    ):
+        edit(tmp_path, target_modules=["q_proj"], **{"layers_to_transform": None, "exclude_modules": None, **fields})
+        assert np.array_equal(logits(load_adapter(llama(), tmp_path).eval()), logits(model)), fields
+    edit(tmp_path, exclude_modules=None, layers_to_transform=[0])
+    with pytest.raises(ValueError, match="missing .*layers.0.*left over .*layers.1"):
+        load_adapter(llama(), tmp_path)
+
+
+def test_sub_folders_of_named_adapters(tmp_path):
+    model = trained(llama(), adapter_name="second")
+    save_adapter(model, tmp_path / "second")
+    assert np.array_equal(logits(load_adapter(llama(), tmp_path, "second").eval()), logits(model))
+    with pytest.raises(FileNotFoundError, match="in its sub-folders second; name one of them"):
+        load_adapter(llama(), tmp_path)
+
+
+def test_an_adapted_head_comes_with_the_base_s_own_weight_or_another_s(tmp_path):
+    model = trained(llama(), target_modules=["lm_head"])
+    save_adapter(model, tmp_path)
+    key = "base_model.model.lm_head.base_layer.weight"
+    weight = model.lm_head.base_layer.weight.data
+    damage(tmp_path, lambda arrays: arrays.update({key: weight}))
+    assert np.array_equal(logits(load_adapter(llama(), tmp_path).eval()), logits(model))
+    damage(tmp_path, lambda arrays: arrays.update({key: weight + np.float32(1)}))
+    with pytest.raises(ValueError, match="trained over another base"):
+        load_adapter(llama(), tmp_path)
 
 
 def test_the_names_and_fields_are_exactly_pefts(tmp_path):
@@ -113,7 +251,7 @@ def test_the_names_and_fields_are_exactly_pefts(tmp_path):
 
 @pytest.mark.parametrize(
     "targets",
-    [None, ["q_proj", "k_proj", "v_proj", "o_proj"], r".*self_attn\..*", "full paths"],
+    [["q_proj", "k_proj", "v_proj", "o_proj"], r".*self_attn\..*", "full paths"],
 )
 def test_every_way_to_say_the_targets(tmp_path, targets):
     model = trained(llama())
@@ -128,6 +266,16 @@ def test_the_least_config_there_is(tmp_path):
     save_adapter(model, tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert np.array_equal(logits(load_adapter(llama(), tmp_path).eval()), logits(model))
+    save_adapter(trained(llama(), rank=8, alpha=8.0), tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match="left over .*k_proj.*names no target_modules, which means q_proj, v_proj"):
+        load_adapter(llama(), tmp_path)
+    save_adapter(trained(gpt(), rank=8, alpha=8.0, target_modules=["c_attn"]), tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    load_adapter(gpt(), tmp_path)
+    save_adapter(trained(other(), rank=8, alpha=8.0), tmp_path)  # of no family: the keys say it
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    load_adapter(other(), tmp_path)
 
 
 def test_all_linear(tmp_path):
@@ -216,6 +364,9 @@ KEY = LAYER + "q_proj.lora_A.weight"
         ),
         (lambda a: a.update({KEY.removeprefix("base_model.model."): a.pop(KEY)}), "did you mean base_model"),
         (lambda a: a.update({"base_model.model.lm_head.weight": np.zeros((80, 64), np.float32)}), "left over"),
+        (lambda a: a.update({LAYER + "q_proj.base_layer.bias": np.zeros(64, np.float32)}), "left over"),
+        (lambda a: a.update({LAYER + "q_proj.lora_magnitude_vector": np.zeros(64, np.float32)}), "left over"),
+        (lambda a: a.update({"base_model.model.model.embed_tokens.lora_embedding_A": a.pop(KEY)}), "an embedding"),
         (lambda a: a.update({KEY: a[KEY][:3]}), r"shape \(3, 64\).*\(4, 64\)"),
         (lambda a: a.update({KEY: a[KEY].astype(np.int64)}), "int64"),
     ],
@@ -235,8 +386,20 @@ def test_what_does_not_fit_is_one_error_and_changes_nothing(tmp_path, edit_array
     "fields",
     [
         {"use_dora": True},
-        {"fan_in_fan_out": True},
-        {"bias": "lora_only"},
+        {"bias": "some"},
+        {"lora_bias": True},
+        {"target_parameters": ["x"]},
+        {"trainable_token_indices": [1]},
+        {"layer_replication": [[0, 1]]},
+        {"layers_to_transform": ["x"]},
+        {"exclude_modules": 5},
+        {"modules_to_save": "norm"},
+        {"rank_pattern": {"q_proj": 2.5}},
+        {"alpha_pattern": {"q_proj": "x"}},
+        {"r": True},
+        {"r": 0},
+        {"lora_alpha": -1},
+        {"lora_dropout": 2},
         {"peft_type": "LOHA"},
         {"layers_to_transform": [0]},
         {"init_lora_weights": "pissa_niter_4"},

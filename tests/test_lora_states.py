@@ -25,7 +25,14 @@ from tinyllm.qlora import apply_qlora
 from tinyllm.tensor import Tensor
 
 X = np.random.default_rng(0).standard_normal((5, 8))
-SPEC = {"a": (2, 3.0, ["first", "second"], False), "b": (3, 4.0, ["second"], True), "c": (1, 2.0, ["first"], False)}
+# rank, alpha, targets, and the other options
+SPEC = {
+    "a": (2, 3.0, ["first", "second"], {}),
+    "b": (3, 4.0, ["second"], {"use_rslora": True, "modules_to_save": ["norm"]}),
+    "c": (1, 2.0, ["first"], {"bias": "lora_only"}),
+    "d": (2, 3.0, ["first", "second"], {"use_dora": True}),
+    "e": (1, 5.0, ["second"], {"use_dora": True, "bias": "all"}),  # the first layer's bias, too
+}
 
 
 class Net(Module):
@@ -40,13 +47,21 @@ class Net(Module):
         return self.second(self.norm(self.first(x)))
 
 
+def owner_of(name):
+    """The adapter a parameter belongs to, or None."""
+    parts = name.split(".")
+    for held in ("lora_A", "lora_B", "magnitude", "trained_bias", "copies"):
+        if held in parts:
+            return parts[parts.index(held) + 1]
+    return None
+
+
 def build(quantised, names):
     manual_seed(1)
     net = Net()
     for i, name in enumerate(names):
-        rank, alpha, targets, rslora = SPEC[name]
-        options = {"target_modules": targets, "adapter_name": name, "use_rslora": rslora, "verbose": False}
-        options["modules_to_save"] = ["norm"] if name == "b" else []
+        rank, alpha, targets, more = SPEC[name]
+        options = {"target_modules": targets, "adapter_name": name, "verbose": False, **more}
         if quantised and i == 0:
             apply_qlora(net, rank, alpha, 0.0, 32, **options)
         else:
@@ -55,16 +70,16 @@ def build(quantised, names):
 
 
 class States(RuleBasedStateMachine):
-    @initialize(quantised=st.booleans())
-    def start(self, quantised):
-        self.quantised, self.names = quantised, ["a"]
-        plain = build(quantised, ["a"])
-        self.net = build(quantised, ["a"])
+    @initialize(quantised=st.booleans(), name=st.sampled_from("ad"))
+    def start(self, quantised, name):
+        self.quantised, self.names = quantised, [name]
+        plain = build(quantised, [name])
+        self.net = build(quantised, [name])
         self.w = {n: self.float_weight(plain.get(n).base_layer).copy() for n in ("first", "second")}
         self.bias = {n: plain.get(n).base_layer.bias.data.copy() for n in ("first", "second")}
         self.gain = {None: plain.norm.weight.data.copy()}
         self.off = disable_lora(plain)(Tensor(X)).data
-        self.active, self.enabled, self.merged = ("a",), True, False
+        self.active, self.enabled, self.merged = (name,), True, False
         self.note_parameters()
 
     @staticmethod
@@ -73,38 +88,33 @@ class States(RuleBasedStateMachine):
 
     def note_parameters(self):
         """Copies of what was learned so far: the reference computes with these, not with the model's arrays."""
-        self.learned = {n: p.data.copy() for n, p in self.net.named_parameters() if "lora" in n or "copies" in n}
+        self.learned = {n: p.data.copy() for n, p in self.net.named_parameters() if owner_of(n)}
 
     def reference(self):
         h = X
         for layer in ("first", "second"):
-            w = self.w[layer].copy()
+            w, bias = self.w[layer].copy(), self.bias[layer]
             for name in self.active if self.enabled else ():
+                bias = self.learned.get(f"{layer}.trained_bias.{name}", bias)
                 if (a := self.learned.get(f"{layer}.lora_A.{name}")) is not None:
-                    rank, alpha, _, rslora = SPEC[name]
-                    w += alpha / (math.sqrt(rank) if rslora else rank) * self.learned[f"{layer}.lora_B.{name}"] @ a
-            h = h @ w.T + self.bias[layer]
+                    rank, alpha, _, more = SPEC[name]
+                    scale = alpha / (math.sqrt(rank) if more.get("use_rslora") else rank)
+                    v = self.w[layer] + scale * self.learned[f"{layer}.lora_B.{name}"] @ a
+                    if (m := self.learned.get(f"{layer}.magnitude.{name}")) is not None:
+                        v *= (m / np.linalg.norm(v, axis=1))[:, None]
+                    w += v - self.w[layer]
+            h = h @ w.T + bias
             if layer == "first":
                 gain = self.learned["norm.copies.b.weight"] if self.enabled and "b" in self.active else self.gain[None]
                 h = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) * gain
         return h
 
-    @rule(name=st.sampled_from("bc"))
+    @rule(name=st.sampled_from("bcde"))
     def apply(self, name):
         if name in self.names:
             return
-        rank, alpha, targets, rslora = SPEC[name]
-        saved = ["norm"] if name == "b" else []
-        apply_lora(
-            self.net,
-            rank,
-            alpha,
-            target_modules=targets,
-            adapter_name=name,
-            use_rslora=rslora,
-            modules_to_save=saved,
-            verbose=False,
-        )
+        rank, alpha, targets, more = SPEC[name]
+        apply_lora(self.net, rank, alpha, target_modules=targets, adapter_name=name, verbose=False, **more)
         self.names.append(name)
         self.active = (name,)
         self.note_parameters()
@@ -162,12 +172,11 @@ class States(RuleBasedStateMachine):
         y = self.net(Tensor(X))
         (y * y).mean().backward()
         AdamW(get_lora_parameters(self.net), lr=0.1).step()
-        before, active = self.learned, {n.rpartition(".")[2] if "lora" in n else "b" for n in self.learned}
+        before = self.learned
         self.note_parameters()
-        assert active <= set(self.names)
         for n, a in self.learned.items():
-            owner = "b" if "copies" in n else n.rpartition(".")[2]
-            assert owner in self.active or np.array_equal(a, before[n])
+            assert owner_of(n) in self.names
+            assert owner_of(n) in self.active or np.array_equal(a, before[n])
 
     @invariant()
     def outputs_are_right(self):
@@ -187,8 +196,7 @@ class States(RuleBasedStateMachine):
         norm = self.net.norm
         assert np.array_equal(getattr(norm, "original", norm).weight.data, self.gain[None])
         for n, p in self.net.named_parameters():
-            owner = "b" if "copies" in n else n.rpartition(".")[2] if "lora" in n else None
-            assert p.requires_grad is (owner in self.active), n
+            assert p.requires_grad is (owner_of(n) in self.active), n
 
 
 TestStates = States.TestCase

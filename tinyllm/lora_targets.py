@@ -1,16 +1,18 @@
 """Which layers an adapter goes to: names, suffixes, regular expressions, and errors that list what there is.
 
-Read next: `lora.py`.
+Also which adapters and adapted layers a model has. Read next: `lora.py`.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 from tinyllm.frozen import FrozenWeight
-from tinyllm.lora_linear import LoRALinear, SavedModule, matches
+from tinyllm.lora_linear import LoRAConfig, LoRALinear, SavedModule, matches
 from tinyllm.nn import Linear, Module
+from tinyllm.tensor import Parameter
 
 # Other libraries' names for the same layers, so that a PEFT config can be used as it is.
 ALIASES = {
@@ -80,14 +82,47 @@ def resolve_targets(model: Module, target_modules: Any) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def is_tied(model: Module, path: str) -> bool:
+    """Whether another layer uses the weight of the layer at `path`, too, adapted or not."""
+    module = model.get(path)
+    weight = getattr(getattr(module, "original", getattr(module, "base_layer", module)), "weight", None)
+    holders = [
+        m for p, m in model.named_modules() if not p.endswith(("original", "base_layer")) and ".copies." not in p
+    ]
+    inner = [getattr(m, "original", getattr(m, "base_layer", m)) for m in holders]
+    return weight is not None and sum(getattr(m, "weight", None) is weight for m in inner) > 1
+
+
 def refuse_tied_head(model: Module, targets: list[str]) -> None:
     for path in targets:
-        weight = getattr(model.get(path), "weight", None)
-        if weight is not None and sum(getattr(m, "weight", None) is weight for _, m in model.named_modules()) > 1:
+        if is_tied(model, path):
             raise ValueError(
-                f"{path} is tied to the embedding, so adapting it would change both; leave it out, or build the model "
-                "with tie_embeddings=False"
+                f"{path} is tied to the embedding, so adapting it would change both once it is merged; leave it out, "
+                "call tinyllm.lora.untie_head(model) first, or build the model with tie_embeddings=False"
             )
+
+
+def biased(model: Module, targets: list[str]) -> list[str]:
+    """The modules whose bias trains under `bias="all"` beside the targets.
+
+    Raises
+    ------
+    ValueError
+        If a bias stands inside a module that another adapter's `modules_to_save` replaces.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if path.endswith(("base_layer", "original")) or ".copies." in path or path in targets:
+            continue  # seen as what wraps it
+        inner = getattr(module, "original", getattr(module, "base_layer", module))
+        if isinstance(getattr(inner, "bias", None), Parameter):
+            if ".original." in path:
+                raise ValueError(
+                    f"bias='all' would train the bias of {path}, inside a module another adapter trains whole; "
+                    "use bias='lora_only', or a model without that adapter"
+                )
+            found.append(path)
+    return found
 
 
 def resolve_saved(model: Module, name: str) -> list[str]:
@@ -103,3 +138,30 @@ def resolve_saved(model: Module, name: str) -> list[str]:
             f"modules_to_save names {name!r}, which is stored frozen and cannot train; build the model without storage="
         )
     return paths
+
+
+def adapter_configs(model: Module) -> dict[str, LoRAConfig]:
+    """The model's adapters by name; the dict itself, kept on the model."""
+    if "adapters" not in vars(model):
+        model.adapters = {}  # type: ignore[attr-defined]
+    return model.adapters  # type: ignore[attr-defined]
+
+
+def lora_layers(model: Module) -> Iterator[tuple[str, LoRALinear]]:
+    """Pairs of path and adapted layer."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            yield path, module
+
+
+def adapted_layers(model: Module) -> list[LoRALinear | SavedModule]:
+    """Every adapted layer. Raises if there is none, saying why where it is known."""
+    found: list = [m for _, m in model.named_modules() if isinstance(m, LoRALinear | SavedModule)]
+    if not found:
+        if getattr(model, "merged_for_good", False):
+            raise RuntimeError(
+                "the adapters were merged with keep_base=False, so the original weights are gone; "
+                "load the base model again"
+            )
+        raise RuntimeError("this model has no adapters; call apply_lora or apply_qlora first")
+    return found

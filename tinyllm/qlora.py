@@ -76,7 +76,7 @@ def apply_qlora(
     double_quant : bool
         Quantise the scales too: 4.127 bits a weight instead of 4.5.
     **options
-        The other options of `apply_lora`.
+        The other options of `apply_lora`, such as ``use_dora=True``: its lengths are those of the quantised rows.
 
     Returns
     -------

@@ -1,12 +1,12 @@
 """Show what an adapter holds: its configuration, and for each layer how large the update scale * B A has become.
 
-A layer is dead when its update is zero: it was not trained, or never received a gradient. No model is needed.
+A layer is dead when its update is zero: it was not trained, or never received a gradient. With DoRA the lengths of the
+rows are trained as well; how long they are is shown, but how long they were only the base knows. No model is needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from pathlib import Path
@@ -17,17 +17,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tinyllm.adapter_keys import PREFIX
+from tinyllm.adapters import CONFIG, WEIGHTS
 from tinyllm.cli.options import megabytes
-from tinyllm.formats import safetensors_file
+from tinyllm.formats import json_file, safetensors_file
 from tinyllm.frozen import FrozenWeight
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SHOWN = (
     "base_model_name_or_path",
     "r",
     "lora_alpha",
     "lora_dropout",
     "use_rslora",
+    "use_dora",
+    "bias",
     "target_modules",
     "modules_to_save",
 )
@@ -42,33 +45,71 @@ def run(args: argparse.Namespace) -> None:
     config, arrays = read(folder)
     console = Console(highlight=False)
     for key in SHOWN:
-        if config.get(key) not in (None, [], {}):
+        if config.get(key) not in (None, False, [], {}, "none"):
             value = config[key]
             console.print(
                 f"{key}: {escape(', '.join(value) if isinstance(value, list) else str(value))}", soft_wrap=True
             )
-    table = Table()
-    table.add_column("layer", overflow="fold")
-    for column in ("rank", "scale", "A", "B", "|scale B A|"):
-        table.add_column(column, justify="right")
-    table.add_column("")
     pairs = {key: (a, arrays[key.replace("lora_A", "lora_B")]) for key, a in arrays.items() if "lora_A" in key}
-    dead, total = 0, 0.0
+    paths = {key: re.sub(r"\.lora_A\..*$", "", key).removeprefix(PREFIX) for key in pairs}
+    lengths = {path: length_of(arrays, path) for path in paths.values()}
+    dora = any(lengths.values())
+    before = shared(list(paths.values()))
+    rows, dead, total = [], 0, 0.0
     for key, (a, b) in pairs.items():
-        path = re.sub(r"\.lora_A\..*$", "", key).removeprefix("base_model.model.")
+        path = paths[key]
         scale = scale_of(config, path, a.shape[0])
         norm = abs(scale) * product_norm(a, b)
         dead, total = dead + (norm == 0), math.hypot(total, norm)
-        shapes = (" x ".join(map(str, array.shape)) for array in (a, b))
-        told = "[red]dead[/red]" if norm == 0 else ""
-        table.add_row(escape(path.removeprefix("model.")), str(a.shape[0]), f"{scale:g}", *shapes, f"{norm:.4g}", told)
-    console.print(table)
+        sizes = f"{a.shape[1]}>{a.shape[0]}>{b.shape[0]}"
+        rows.append([path.removeprefix(before), sizes, f"{scale:g}", f"{norm:.4g}", *([lengths[path]] if dora else [])])
+        rows[-1].append("[red]dead[/red]" if norm == 0 else "")
+    if rows:
+        if before:
+            console.print(f"layers, all in {escape(before.rstrip('.'))}:", soft_wrap=True)
+        console.print(table(rows, dora, dead > 0))
     numbers = sum(array.size for array in arrays.values())
-    whole = [key for key in arrays if "lora_" not in key]
+    biases = [
+        key
+        for key in arrays
+        if key.endswith("base_layer.bias") or config.get("bias") == "all" and key.endswith(".bias")
+    ]
+    whole = [key for key in arrays if "lora_" not in key and key not in biases]
+    if biases:
+        console.print(f"trained biases: {len(biases)}, {sum(arrays[key].size for key in biases):,} numbers")
     if whole:
         console.print(f"trained whole: {escape(', '.join(whole))}", soft_wrap=True)
     console.print(f"{len(pairs)} layers, {dead} of them dead; {numbers:,} parameters, norm of all updates {total:.4g}")
     console.print(f"{WEIGHTS}: {megabytes((folder / WEIGHTS).stat().st_size)}")
+
+
+def table(rows: list[list[str]], dora: bool, dead: bool) -> Table:
+    """The columns that have something to say: 60 characters hold them; in fewer the name is folded."""
+    made = Table()
+    made.add_column("layer", overflow="fold", ratio=1)
+    made.add_column("in>r>out", justify="right", no_wrap=True)
+    for column in ("scale", "|scale B A|", *(["m, mean"] if dora else [])):
+        made.add_column(column, justify="right", no_wrap=True)
+    if dead:
+        made.add_column("", no_wrap=True)
+    for name, *cells, mark in rows:
+        made.add_row(escape(name), *map(str, cells), *([mark] if dead else []))
+    return made
+
+
+def shared(paths: list[str]) -> str:
+    """What all names begin with, up to a dot: ``model.layers.``."""
+    first, last = min(paths), max(paths)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[: first.rfind(".", 0, same) + 1]
+
+
+def length_of(arrays: dict[str, np.ndarray], path: str) -> str:
+    """The mean of DoRA's m of a layer, or nothing."""
+    for end in ("", ".weight"):
+        if (m := arrays.get(f"{PREFIX}{path}.lora_magnitude_vector{end}")) is not None:
+            return f"{float(np.abs(m.astype(np.float64)).mean()):.4g}"
+    return ""
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -83,7 +124,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"there is no {name} in {folder}; give the folder of an adapter in PEFT's format")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json_file.read(folder / CONFIG)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}); fetch or save the adapter again") from error
     if not isinstance(config, dict) or "r" not in config or "lora_alpha" not in config:

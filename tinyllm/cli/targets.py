@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllm.cli.options import EMBEDDED, model_folder
-from tinyllm.lora_targets import linear_names, resolve_targets
+from tinyllm.lora_targets import is_tied, linear_names, resolve_targets
 from tinyllm.models import DecoderModel
 
 
@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
     model = DecoderModel.from_pretrained(model_folder(args.model))
     covers = {"attention": set(resolve_targets(model, None)), "all-linear": set(resolve_targets(model, "all-linear"))}
     groups: dict[str, list[str]] = {}
-    for path in linear_names(model):
+    tied = is_tied(model, "lm_head")  # not to be had, so not to be offered
+    for path in [name for name in linear_names(model) if name != "lm_head" or not tied]:
         groups.setdefault(path.rpartition(".")[2], []).append(path)
     cost = {path: args.rank * sum(model.get(path).weight.shape) for paths in groups.values() for path in paths}
 
@@ -50,5 +51,5 @@ def run(args: argparse.Namespace) -> None:
         n = sum(cost[path] for path in covered)
         option = "--target-modules all-linear" if choice == "all-linear" else "target_modules=None"
         console.print(f"{choice} ({option}): {n:,} parameters train, {100 * n / whole:.2f} % of the model's {whole:,}")
-    if "lm_head" in groups and model.config.tie_embeddings:
-        console.print("lm_head shares its weight with the embedding and cannot be adapted in this model.")
+    if tied:
+        console.print("lm_head shares its weight with the embedding, so it is no target in this model.")
