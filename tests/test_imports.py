@@ -27,19 +27,23 @@ ORDER = [
     ["formats"],
     ["state"],
     ["models"],
+    ["dora"],
     ["lora_linear"],
     ["lora_targets"],
+    ["lora_merge"],
     ["lora"],
     ["qlora"],
+    ["adapter_config", "adapter_keys"],
     ["adapters"],
-    ["optim", "data", "batches", "tokenizer", "generate"],
+    ["budget", "sandbox", "chat", "tokenizer_config"],
+    ["optim", "data", "records", "batches", "gguf_tokenizer", "tokenizer", "generate"],
     ["inspect"],
     ["train"],
     ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
-HEAVY = ["rich", "tokenizers", "matplotlib", "torch", "cupy", "jinja2", "transformers"]
+HEAVY = ["rich", "tokenizers", "matplotlib", "torch", "cupy", "jinja2", "transformers", "gguf"]
 
 
 def module_of(path: Path) -> str:

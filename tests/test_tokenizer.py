@@ -11,8 +11,9 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tinyllm import assets
 from tinyllm.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
@@ -143,7 +144,7 @@ def test_malformed_messages(messages, message):
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
-def test_chat_template_is_read_kept_and_never_ignored(tmp_path, where, monkeypatch):
+def test_chat_template_is_read_kept_and_never_ignored(tmp_path, where):
     TOKENIZER.save(tmp_path)
     if where == "chat_template.jinja":
         (tmp_path / "tokenizer_config.json").unlink()
@@ -156,14 +157,77 @@ def test_chat_template_is_read_kept_and_never_ignored(tmp_path, where, monkeypat
     tokenizer.save(tmp_path / "again")
     assert Tokenizer.load(tmp_path / "again").chat_template == "{{ x }}"
     turn = [{"role": "user", "content": "x"}]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="jinja2.*chat_template = None"):
-        tokenizer.apply_chat(turn)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with pytest.raises(ValueError, match="chat_template = None"):
-        tokenizer.apply_chat(turn)
+    tokenizer.chat_template = "{{ messages[0].role }}"
+    assert tokenizer.apply_chat(turn) == [("user", False)]
     tokenizer.chat_template = None
     assert tokenizer.apply_chat(turn) == [("User: x\n", False)]
+
+
+def test_which_chat_template_wins(tmp_path):
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "json"}')
+    assert Tokenizer.load(tmp_path).chat_template == "json"
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "config"}')
+    assert Tokenizer.load(tmp_path).chat_template == "config"
+    (tmp_path / "chat_template.jinja").write_text("jinja")
+    assert Tokenizer.load(tmp_path).chat_template == "jinja"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="chat_template.jinja is not valid UTF-8"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "rag", "template": "x"}]}')
+    with pytest.raises(ValueError, match="templates are named rag, and none is the default"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.json").write_text("[]")
+    with pytest.raises(ValueError, match="chat_template.json cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+EMBEDDED = Tokenizer.load(assets.path("base"))
+scraps = st.sampled_from(
+    ["a", "1", "I'll", ".", ",", " ", "  ", "\n", "\n\n", "\r", "\t", "\u00a0", "\x1c", "\u2028", "é", "你", EOS]
+)
+
+
+def merges_white_space() -> Tokenizer:
+    """Runs of white space are single tokens where nothing parts them, so that a cut in the wrong place shows."""
+    merges = [("Ċ", "Ċ"), ("Ġ", "Ċ"), ("Ċ", "Ġ"), ("Ġ", "Ġ"), ("ĊĊ", "ĊĊ")]
+    units = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    inner = tokenizers.Tokenizer(models.BPE(vocab={unit: i for i, unit in enumerate(units)}, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return Tokenizer(inner)
+
+
+SPACED = merges_white_space()
+
+
+@given(st.lists(scraps, max_size=40).map("".join), st.integers(1, 9))
+def test_a_long_text_in_pieces_is_the_text_whole(text, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinyllm.tokenizer.PIECE", piece)
+        for tokenizer in (EMBEDDED, SPACED):
+            assert tokenizer.encode(text) == tokenizer._inner.encode(text, add_special_tokens=False).ids
+
+
+def test_the_embedded_text_in_many_pieces(monkeypatch):
+    monkeypatch.setattr("tinyllm.tokenizer.PIECE", 10)
+    text = assets.path("jargon.txt").read_text(encoding="utf-8")
+    assert EMBEDDED._parts_at_lines
+    assert EMBEDDED.encode(text) == EMBEDDED._inner.encode(text, add_special_tokens=False).ids
+
+
+def test_only_where_nothing_looks_across_the_cut_is_a_text_encoded_in_pieces():
+    assert TOKENIZER._parts_at_lines
+    spaced = train_bpe()
+    spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    composed = train_bpe()
+    composed.normalizer = normalizers.NFC()
+    greedy = train_bpe([tokenizers.AddedToken("<s>", rstrip=True)])
+    other = train_bpe()
+    other.pre_tokenizer = pre_tokenizers.Metaspace()
+    for inner in (spaced, composed, greedy, other):
+        assert not Tokenizer(inner)._parts_at_lines
 
 
 def test_bad_files(tmp_path):

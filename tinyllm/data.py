@@ -2,32 +2,28 @@
 
 Two laws hold here and in `batches.py`. Labels are shifted once, here: ``labels[t]`` is what position t predicts, and
 nobody shifts again. What is masked is decided by where a piece of text begins and ends, never by token ids, so the
-end-of-text token after an answer is learned although padding may use the same id. Read next: `batches.py`, which lays
-the examples in rows.
+end-of-text token after an answer is learned although padding may use the same id. Read next: `records.py`, which
+reads the files; `batches.py`, which lays the examples in rows.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
-import zlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 
 from tinyllm.backend.random import Generator
+from tinyllm.records import Record, read_record, read_source, refuse_half_characters
 from tinyllm.tokenizer import Tokenizer
 
 __all__ = ["IGNORE", "Dataset", "Example", "fit", "load_text", "split"]
 
 IGNORE = -100  # a label that is not learned, as in PyTorch
-PLAIN, LINES = (".txt", ".md"), (".jsonl",)
-FORMATS = "give a .jsonl, .txt or .md file (each may end in .gz too)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +69,15 @@ class Dataset(Sequence[Example]):
         Whether they are consecutive pieces of one text, rather than separate records.
     truncated, dropped : int
         Examples that lost some of their live labels to ``max_seq_len``, and those that had none left.
+    notes : tuple of str
+        What the chat template left open: one sentence each.
     """
 
     examples: tuple[Example, ...]
     plain: bool = False
     truncated: int = 0
     dropped: int = 0
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -113,6 +112,9 @@ def load_text(path_or_text: str | os.PathLike[str], tokenizer: Tokenizer, max_se
       ``{"messages": [{"role", "content"}, ...]}`` (see `Tokenizer.apply_chat`) or ``{"text"}``. Only completions, the
       assistant's turns and texts are learned, each followed by the end-of-text token, which is learned too. Pieces are
       encoded one by one, because that is how the model meets them: the prompt is encoded before there is an answer.
+      Where the tokenizer has a chat template, the conversation is encoded as the template writes it, once and with
+      nothing added: it brings its own beginning of text and its own end markers. Only a template that ends an answer
+      with nothing gets the end-of-text token after the last one.
 
     Either may be compressed (``.gz``). Other keys of a record are ignored; blank lines too.
 
@@ -136,7 +138,7 @@ def load_text(path_or_text: str | os.PathLike[str], tokenizer: Tokenizer, max_se
     ValueError
         If the content is not what it should be (the message names file, line and remedy), or teaches nothing.
     """
-    name, kind, text = _read(path_or_text)
+    name, kind, text = read_source(path_or_text)
     if not text.strip():
         raise ValueError(f"{name} is empty: put some text into it")
     if kind == "text":
@@ -152,99 +154,39 @@ def load_text(path_or_text: str | os.PathLike[str], tokenizer: Tokenizer, max_se
         for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 is legal inside a JSON string
             if line.strip():
                 try:
-                    examples.append(_label(_segments(line, tokenizer), tokenizer))
+                    examples.append(_label(read_record(line, tokenizer), tokenizer))
                 except ValueError as error:
                     raise ValueError(f"{name}, line {number}: {error}") from error
-        dataset = Dataset(tuple(examples))
+        dataset = Dataset(tuple(examples), notes=tokenizer.chat_notes)
+        for note in dataset.notes:
+            warnings.warn(f"{name}: {note}", stacklevel=2)
     try:
         return fit(dataset, max_seq_len)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _read(source: str | os.PathLike[str]) -> tuple[str, str, str]:
-    """The name for messages, "text" or "lines", and the content."""
-    if isinstance(source, str):
-        known = source.lower().removesuffix(".gz").endswith(PLAIN + LINES)
-        one_line = "\n" not in source
-        if not (one_line and (known or len(source.split()) == 1 or os.path.exists(source))):
-            return "the text", "text", source
-    path = Path(source)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: {FORMATS}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}: check the path ({FORMATS})")
-    bare = path.name.lower().removesuffix(".gz")
-    if not bare.endswith(PLAIN + LINES):
-        raise ValueError(f"{path} is of no known kind: {FORMATS}")
-    content = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is not a whole gzip file ({error}): compress or fetch it again") from error
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid UTF-8: save the file as UTF-8"
-        ) from error
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    return str(path), "lines" if bare.endswith(LINES) else "text", text
-
-
-def _segments(line: str, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """The texts of one record, and whether each is learned."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"this is not valid JSON ({error.msg} at column {error.colno}): write one JSON object a line"
-        ) from error
-    except RecursionError as error:
-        raise ValueError("this JSON is nested too deeply: write one flat JSON object a line") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"this is a JSON {type(record).__name__}: write one JSON object a line")
-    forms = [form for form in (("prompt", "completion"), ("messages",), ("text",)) if set(form) & set(record)]
-    wanted = '{"prompt", "completion"}, {"messages"} or {"text"}'
-    if not forms:
-        raise ValueError(f"the record has the keys {sorted(record)}: write {wanted}")
-    if len(forms) > 1:
-        both = " and ".join(f'"{key}"' for form in forms for key in form if key in record)
-        raise ValueError(f"the record has {both}, so what to learn is unclear: write only one of {wanted}")
-    if forms[0] == ("messages",):
-        segments = tokenizer.apply_chat(record["messages"])
-        if not any(trainable for _, trainable in segments):
-            raise ValueError("the conversation has no assistant turn to learn from: add one or remove the line")
-        return segments
-    for key in forms[0]:
-        if key not in record:
-            raise ValueError(f'the record lacks "{key}": add it ("prompt" and "completion" go together)')
-        if not isinstance(record[key], str):
-            raise ValueError(f'"{key}" must be a string, not {type(record[key]).__name__}: write it as plain text')
-    return [(record[key], key != "prompt") for key in forms[0]]
-
-
 def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which is no character
-        raise ValueError(f"the text has half a surrogate pair ({text[error.start]!r}): remove it") from error
+    refuse_half_characters(text)
     return tokenizer.encode(text)
 
 
-def _label(segments: list[tuple[str, bool]], tokenizer: Tokenizer) -> Example:
-    ids: list[int] = []
-    learned: list[bool] = []
-    if tokenizer.adds_bos and tokenizer.bos_id is not None:
-        ids, learned = [tokenizer.bos_id], [False]
-    for text, trainable in segments:
-        tokens = _encode(text, tokenizer)
-        if trainable and tokenizer.eos_id is not None:
-            tokens = [*tokens, tokenizer.eos_id]
-        ids += tokens
-        learned += [trainable] * len(tokens)
+def _label(record: Record, tokenizer: Tokenizer) -> Example:
+    if record.templated:  # the template is all there is: it writes the beginning and the ends, or there are none
+        refuse_half_characters("".join(text for text, _ in record.segments))
+        ids, learned = tokenizer.encode_segments(record.segments)
+        if ids and learned[-1] and not tokenizer.is_unit(ids[-1]) and tokenizer.eos_id is not None:
+            ids, learned = [*ids, tokenizer.eos_id], [*learned, True]
+    else:
+        ids, learned = [], []
+        if tokenizer.adds_bos and tokenizer.bos_id is not None:
+            ids, learned = [tokenizer.bos_id], [False]
+        for text, trainable in record.segments:
+            tokens = _encode(text, tokenizer)
+            if trainable and tokenizer.eos_id is not None:
+                tokens = [*tokens, tokenizer.eos_id]
+            ids += tokens
+            learned += [trainable] * len(tokens)
     following = np.array([*ids[1:], IGNORE])[: len(ids)]
     live = np.array([*learned[1:], False])[: len(ids)]
     return Example(np.array(ids, dtype=np.int64), np.where(live, following, IGNORE))

@@ -1,30 +1,25 @@
 """Text to token ids and back: the `tokenizers` library, and a checkpoint folder's special tokens.
 
-`tokenizers` is imported only when a tokenizer is loaded. Read next: `data.py`, which turns text into labelled examples.
+`tokenizers` is imported only when a tokenizer is loaded. Read next: `chat.py`, which lays conversations out as text;
+`data.py`, which turns text into labelled examples.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyllm.chat import ChatTemplate, check_messages, plain_chat
 from tinyllm.formats.atomic import write_text
+from tinyllm.tokenizer_config import NAMES, USUAL, default_template, read_config
 
-__all__ = ["ROLES", "Tokenizer"]
+__all__ = ["Tokenizer"]
 
-ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
-
-# Used only where no configuration file names the token, and only if the tokenizer itself marks it as special.
-_USUAL = {
-    "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"),
-    "bos": ("<|begin_of_text|>", "<s>", "<bos>"),
-    "pad": ("<|pad|>", "<pad>", "[PAD]"),
-}
+PIECE = 1 << 16  # characters encoded at once where that changes nothing: `tokenizers` keeps about 200 bytes a token
 
 
 class Tokenizer:
@@ -54,11 +49,12 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self._compiled: tuple[str, ChatTemplate] | None = None
         self._config = dict(config or {})
         self.eos_id = self._special("eos")
         self.bos_id = self._special("bos")
         self.pad_id = self._special("pad")
-        self.chat_template = _template(self._config.get("chat_template"))
+        self.chat_template = default_template(self._config.get("chat_template"))
         added = self._config.get("add_bos_token")
         if added is None:
             added = self.bos_id in inner.encode("", add_special_tokens=True).ids[:1]
@@ -73,7 +69,7 @@ class Tokenizer:
         path : str or path
             A folder with tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json, config.json
             and chat_template.jinja; or a file in tokenizer.json's format (one named tokenizer.json is read with the
-            files beside it).
+            files beside it); or a GGUF file.
 
         Returns
         -------
@@ -97,6 +93,10 @@ class Tokenizer:
                 )
         elif not file.is_file():
             raise FileNotFoundError(f"no tokenizer at {file}: give a folder with a tokenizer.json, or that file")
+        if file.suffix == ".gguf":
+            from tinyllm.gguf_tokenizer import rebuild
+
+            return cls(*rebuild(file))
         try:
             import tokenizers
         except ImportError as error:
@@ -106,7 +106,7 @@ class Tokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{file} is not a tokenizer.json file ({error}): fetch or save it again") from error
         try:
-            return cls(inner, _read_config(file.parent) if file.name == "tokenizer.json" else None)
+            return cls(inner, read_config(file.parent) if file.name == "tokenizer.json" else None)
         except ValueError as error:
             raise ValueError(f"{file.parent}: {error}") from error
 
@@ -115,7 +115,53 @@ class Tokenizer:
 
         Special tokens written out in the text (`<|endoftext|>`) become their ids, as in Hugging Face's tokenizers.
         """
-        return list(self._inner.encode(text, add_special_tokens=False).ids)
+        if len(text) <= PIECE or not self._parts_at_lines:
+            return list(self._inner.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = []
+        start = 0
+        while start < len(text):
+            end = _line_start(text, start + PIECE)
+            ids += self._inner.encode(text[start:end], add_special_tokens=False).ids
+            start = end
+        return ids
+
+    def encode_segments(self, segments: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
+        """Return the ids of a conversation, and which of them are learned.
+
+        The conversation is encoded once, as a whole, as every program does that talks to the model; so pieces that
+        would be encoded otherwise alone (SentencePiece puts a space before each) cannot go wrong. The characters that a
+        token stands for decide: a token is learned if any of them is, as in transformers' assistant masks. Only a
+        special token that begins before a learned segment is not: it belongs to the header, although some special
+        tokens take the white space after them along.
+
+        Parameters
+        ----------
+        segments : sequence of (str, bool)
+            What `apply_chat` returned.
+
+        Returns
+        -------
+        ids : list of int
+        learned : list of bool
+        """
+        encoding = self._inner.encode("".join(text for text, _ in segments), add_special_tokens=False)
+        spans: list[tuple[int, int]] = []
+        end = 0
+        for text, trainable in segments:
+            start, end = end, end + len(text)
+            if trainable and text:
+                spans.append((start, end))
+        learned: list[bool] = []
+        here = done = 0
+        for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            # Byte-level tokenizers may leave the space of " word" out of its offsets: what no token claimed is its own.
+            start = min(start, done)
+            done = max(done, end)
+            while here < len(spans) and spans[here][1] <= start:
+                here += 1
+            inside = here < len(spans) and spans[here][0] < max(end, start + 1)
+            learned.append(inside and not (id in self._units and start < spans[here][0]))
+        return list(encoding.ids), learned
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Return the text of `ids` (any iterable of integers), with special tokens written out unless skipped.
@@ -148,6 +194,8 @@ class Tokenizer:
         for name, id in (("eos", self.eos_id), ("bos", self.bos_id), ("pad", self.pad_id)):
             config.pop(f"{name}_token_id", None)
             config[f"{name}_token"] = None if id is None else self.token(id)
+        # Templates may ask for bos_token: one that only the model's configuration knows stays there.
+        config["bos_token"] = self._names().get("bos_token")
         config["add_bos_token"] = self.adds_bos
         config["chat_template"] = self.chat_template
         write_text(folder / "tokenizer.json", self._inner.to_str(pretty=True))
@@ -180,45 +228,74 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            If a message is malformed, or the tokenizer has a chat template (not rendered yet).
+            If a message is malformed, or the chat template refuses the conversation, fails, or does not show which
+            part of it the assistant writes (see `chat.py`).
         ImportError
             If the tokenizer has a chat template and jinja2 is not installed.
         """
-        _check_messages(messages)
-        if self.chat_template is not None:
-            way_out = (
-                'write the conversation as {"prompt", "completion"} with the markers spelled out, or set '
-                "tokenizer.chat_template = None for the plain User:/Assistant: form"
-            )
-            if importlib.util.find_spec("jinja2") is None:
-                raise ImportError(
-                    "this tokenizer has a chat template, which takes jinja2 to render (not installed), and this "
-                    f"version of tinyllm does not render templates yet: {way_out}"
-                )
-            raise ValueError(
-                "this tokenizer has a chat template, and this version of tinyllm does not render templates yet: "
-                + way_out
-            )
-        segments: list[tuple[str, bool]] = []
-        context = ""
-        for message in messages:
-            context += ROLES[message["role"]] + ":"
-            if message["role"] == "assistant":
-                segments += [(context, False), (" " + message["content"], True)]
-                context = "\n"
-            else:
-                context += f" {message['content']}\n"
-        if add_generation_prompt:
-            context += ROLES["assistant"] + ":"
-        if context.strip():
-            segments.append((context, False))
-        return segments
+        checked = check_messages(messages)
+        if self.chat_template is None:
+            return plain_chat(checked, add_generation_prompt)
+        return self._template.segments(checked, add_generation_prompt)
+
+    @property
+    def chat_notes(self) -> tuple[str, ...]:
+        """What the user should know about the conversations laid out so far: one sentence each."""
+        return () if self.chat_template is None else tuple(self._template.notes)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer: end of text, and the chat template's end marker."""
+        ids = [] if self.eos_id is None else [self.eos_id]
+        marker = None if self.chat_template is None else self._template.end_marker
+        id = None if marker is None else self._inner.token_to_id(marker)
+        return tuple(dict.fromkeys([*ids, *([] if id is None else [id])]))
+
+    def is_unit(self, id: int) -> bool:
+        """Whether `id` is an added token, which no text around it can change: a special token, a chat marker."""
+        return id in self._units
+
+    @property
+    def _template(self) -> ChatTemplate:
+        if self.chat_template is None:
+            raise ValueError("the tokenizer has no chat template")
+        if self._compiled is None or self._compiled[0] != self.chat_template:
+            template = ChatTemplate(self.chat_template, self._names(), self._units.values())
+            self._compiled = self.chat_template, template
+        return self._compiled[1]
+
+    def _names(self) -> dict[str, str]:
+        """The special tokens that a template may name: those the configuration names, as in transformers."""
+        named = {f"{name}_token": _spelled(self._config.get(f"{name}_token")) for name in NAMES}
+        for name, id in (("eos", self.eos_id), ("bos", self.bos_id if self.adds_bos else None), ("pad", self.pad_id)):
+            named[f"{name}_token"] = named[f"{name}_token"] or (None if id is None else self.token(id))
+        return {name: token for name, token in named.items() if token is not None}
+
+    @functools.cached_property
+    def _units(self) -> dict[int, str]:
+        return {id: added.content for id, added in self._inner.get_added_tokens_decoder().items()}
+
+    @functools.cached_property
+    def _parts_at_lines(self) -> bool:
+        """Whether a text may be cut before a line that begins with a letter or digit, and encoded in pieces.
+
+        So it is for GPT-2's own expression, which ends a piece there, with nothing before or after it that looks
+        further: no normaliser, and no added token that reaches across the end of a line.
+        """
+        parts = json.loads(self._inner.to_str())
+        cut = parts["pre_tokenizer"] or {}
+        plain = cut.get("type") == "ByteLevel" and cut.get("use_regex") is True and not cut.get("add_prefix_space")
+        added = self._inner.get_added_tokens_decoder().values()
+        return (
+            plain
+            and parts["normalizer"] is None
+            and not any(token.lstrip or token.rstrip or token.single_word or "\n" in token.content for token in added)
+        )
 
     def _special(self, name: str) -> int | None:
         token = self._config.get(f"{name}_token")
-        if isinstance(token, Mapping):  # an AddedToken, written out
-            token = token.get("content")
-        if isinstance(token, str):
+        token = _spelled(token)
+        if token is not None:
             id: int | None = self._inner.token_to_id(token)
             if id is not None:
                 return id
@@ -233,49 +310,25 @@ class Tokenizer:
         if isinstance(id, int) and id >= 0 and self.token(id) is not None:
             return id
         special = {added.content: i for i, added in self._inner.get_added_tokens_decoder().items() if added.special}
-        return next((special[usual] for usual in _USUAL[name] if usual in special), None)
+        return next((special[usual] for usual in USUAL[name] if usual in special), None)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """What the files beside tokenizer.json say, the most specific file winning."""
-    config: dict[str, Any] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError("no JSON object")
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be read ({error}): fetch or save it again") from error
-        if name != "tokenizer_config.json":  # config.json is the model's: take the special tokens and nothing else
-            keys = [f"{special}_token{suffix}" for special in _USUAL for suffix in ("", "_id")]
-            found = {key: found[key] for key in keys if key in found}
-        for key, value in found.items():
-            if config.get(key) is None:
-                config[key] = value
-    template = folder / "chat_template.jinja"
-    if "chat_template" not in config and template.is_file():
-        config["chat_template"] = template.read_text(encoding="utf-8")
-    return config
+def _spelled(token: Any) -> str | None:
+    """A token as a configuration gives it: a string, or an AddedToken written out."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
 
 
-def _template(template: Any) -> str | None:
-    if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _line_start(text: str, start: int) -> int:
+    """The first place from `start` on, just after a line's end, that has a word before the end and one after it.
 
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError('"messages" must be a list of {"role", "content"} objects with at least one in it')
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise ValueError(f'message {number} must be an object with "role" and "content"')
-        if not isinstance(message["role"], str) or message["role"] not in ROLES:
-            raise ValueError(f"message {number} has the unknown role {message['role']!r}: use {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            kind = type(message["content"]).__name__
-            raise ValueError(f'"content" of message {number} must be a string, not {kind}: write it as plain text')
+    White space on either side would be cut otherwise there: GPT-2's expression takes a run of it apart only before a
+    word.
+    """
+    while True:
+        start = text.find("\n", start) + 1
+        if start == 0 or start == len(text):
+            return len(text)
+        before = text[start - 2 : start - 1]
+        if text[start].isalnum() and (before.isalnum() or before in tuple(".,;:!?")):
+            return start

@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tinyllm.cli import data, doctor, finetune, generate, inspect, merge, pretrain, targets
+from tinyllm.cli import data, doctor, fetch, finetune, generate, inspect, memory, merge, pretrain, quantize, targets
 from tinyllm.version import __version__
 
 VERBS = {
     "finetune": finetune,
     "generate": generate,
     "merge": merge,
+    "quantize": quantize,
     "pretrain": pretrain,
     "targets": targets,
     "inspect": inspect,
+    "memory": memory,
     "data": data,
+    "fetch": fetch,
     "doctor": doctor,
 }
-EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError)  # what bad input raises; anything else is our fault
+# What bad input raises; anything else is our fault.
+EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError)
 
 
 def build_parser() -> argparse.ArgumentParser:

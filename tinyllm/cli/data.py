@@ -7,15 +7,17 @@ A loss position is one whose next token is learned. Without colour (NO_COLOR, or
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from tinyllm.batches import Batch, Cell, Loader, describe
+from tinyllm.batches import Batch, Cell, Loader, Row, describe
 from tinyllm.cli.options import EMBEDDED, model_folder
-from tinyllm.data import load_text
+from tinyllm.data import IGNORE, load_text
 from tinyllm.tokenizer import Tokenizer
 
 LEARNED, CONTEXT = "bold green", "bright_black"
@@ -27,17 +29,21 @@ def add(parser: argparse.ArgumentParser) -> None:
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     show.add_argument("file", metavar="FILE", help=".txt, .md, or .jsonl with prompt/completion, messages or text")
     show.add_argument(
-        "--tokenizer", default=EMBEDDED, metavar="FOLDER", help="folder with tokenizer.json (default: embedded)"
-    )
+        "--model", "--tokenizer", default=EMBEDDED, dest="model", metavar="FOLDER",
+        help="whose tokenizer and chat template: a folder with tokenizer.json, or a GGUF file (default: embedded)",
+    )  # fmt: skip
     show.add_argument("--max-seq-len", type=int, default=128, help="tokens a row (default: %(default)s)")
     show.add_argument("--rows", type=int, default=3, help="rows to show, in the file's order (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
-    tokenizer = Tokenizer.load(model_folder(args.tokenizer))
-    loader = Loader(load_text(Path(args.file), tokenizer), 1, args.max_seq_len)
+    tokenizer = Tokenizer.load(model_folder(args.model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the notes stand below
+        loader = Loader(load_text(Path(args.file), tokenizer), 1, args.max_seq_len)
     data = loader.dataset
     console = Console(highlight=False)
+    form = "the plain User:/Assistant: form" if tokenizer.chat_template is None else "the tokenizer's chat template"
     colour = console.is_terminal and not console.no_color
     marked = Text("green", LEARNED) if colour else Text("[in brackets]")
     console.print(Text("loss positions (the next token is learned) are ") + marked)
@@ -45,7 +51,10 @@ def run(args: argparse.Namespace) -> None:
         batch = Batch(row.ids[None], row.labels[None], row.segment_ids[None])
         console.rule(f"row {number}: {len(row)} tokens, {batch.live} live labels", align="left", characters="-")
         console.print(spell(describe(batch, tokenizer)[0], colour), soft_wrap=True)
+        if not data.plain:
+            console.print(account(row, tokenizer), soft_wrap=True, markup=False)
     console.rule(characters="-")
+    console.print(f"conversations are written in {form}", markup=False)
     kind = "windows" if data.plain else "examples"
     tokens, live = sum(map(len, data)), sum(example.live for example in data)
     console.print(f"{kind}: {len(data)}, packed into {len(loader.rows)} rows of at most {args.max_seq_len} tokens")
@@ -53,6 +62,26 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"live labels: {live:,} ({100 * live / tokens:.1f} %)")
     console.print(f"truncated: {data.truncated}")
     console.print(f"dropped: {data.dropped}")
+    for note in data.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
+def account(row: Row, tokenizer: Tokenizer) -> str:
+    """Per example: beginnings of text, and each learned stretch with how many labels it has and what ends it."""
+    lines = []
+    for segment in range(1, int(row.segment_ids[-1]) + 1):
+        here = row.segment_ids == segment
+        ids, labels = row.ids[here], row.labels[here]
+        learned = labels != IGNORE
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], learned, [False]]).astype(int)))
+        turns = []
+        for start, end in edges.reshape(-1, 2):
+            last = tokenizer.decode([int(labels[end - 1])])
+            turns.append(f"{end - start} labels up to {last!r}")
+        bos = "none in this vocabulary" if tokenizer.bos_id is None else int(np.count_nonzero(ids == tokenizer.bos_id))
+        said = "; ".join(f"turn {number}: {turn}" for number, turn in enumerate(turns, 1))
+        lines.append(f"segment {segment}: beginnings of text: {bos}; {said}")
+    return "\n".join(lines)
 
 
 def spell(cells: Sequence[Cell], colour: bool) -> Text:

@@ -17,12 +17,14 @@ from rich.markup import escape
 from tinyllm import assets
 from tinyllm.adapters import save_adapter
 from tinyllm.batches import Loader
+from tinyllm.cli import fetch
 from tinyllm.cli.options import EMBEDDED, add_model, load_model, megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
 from tinyllm.data import load_text, split
 from tinyllm.formats.atomic import write_text
 from tinyllm.generate import generate
 from tinyllm.lora import apply_lora, trainable_summary
+from tinyllm.lora_linear import BIASES
 from tinyllm.models import DecoderModel
 from tinyllm.qlora import apply_qlora
 from tinyllm.tokenizer import Tokenizer
@@ -36,8 +38,9 @@ RESULTS = (
     RUN, "adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "loss.png",
 )  # fmt: skip
-# By method: for the embedded base, which is so small that it stands large steps, and for a checkpoint of one's own.
-LEARNING_RATES = {"full": (1e-3, 2e-5), "lora": (1e-2, 2e-4), "qlora": (1e-2, 2e-4)}
+# By method: for the embedded base, which is so small that it stands large steps, for a model of `tinyllm fetch`, small
+# enough for larger ones than usual, and for a checkpoint of one's own.
+LEARNING_RATES = {"full": (1e-3, 2e-5, 2e-5), "lora": (1e-2, 1e-3, 2e-4), "qlora": (1e-2, 1e-3, 2e-4)}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +64,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "expression for the whole name; see `tinyllm targets`",
     )  # fmt: skip
     lora.add_argument("--rslora", action="store_true", help="scale by alpha/sqrt(rank)")
+    lora.add_argument("--dora", action="store_true", help="train the lengths of the weights' rows, too (DoRA)")
+    lora.add_argument(
+        "--bias", default="none", choices=BIASES,
+        help="which biases train: none (default), those of the adapted layers (lora_only), or all",
+    )  # fmt: skip
     lora.add_argument(
         "--block-size", type=int, default=BLOCK_SIZE,
         help="qlora: weights a scale (default: %(default)s; with any other the whole model is read as float32 first, "
@@ -72,7 +80,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--lr",
         type=float,
-        help="highest learning rate (default: 2e-4, full 2e-5; for the embedded base 1e-2, full 1e-3)",
+        help="highest learning rate (default: 2e-4, full 2e-5; for smollm2-135m 1e-3, full 2e-5; for the embedded "
+        "base 1e-2, full 1e-3)",
     )
     run.add_argument(
         "--schedule", default="cosine", choices=["constant", "linear", "cosine"], help="default: %(default)s"
@@ -130,14 +139,14 @@ def run(args: argparse.Namespace) -> None:
     )
     console.print(trainable_summary(model))
     sample_before = sample(model, tokenizer, prompt, args)
-    lr = LEARNING_RATES[args.method][args.model != EMBEDDED] if args.lr is None else args.lr
+    lr = default_lr(args) if args.lr is None else args.lr
     config = TrainConfig(
         steps=args.steps, lr=lr, schedule=args.schedule, warmup=args.warmup,
         grad_accum=args.grad_accum, weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,
         loraplus_ratio=args.loraplus_ratio, seed=args.seed, eval_every=args.eval_every, save_every=args.save_every,
     )  # fmt: skip
-    what = ("model", "data", "method", "rank", "alpha", "dropout", "target_modules", "rslora", "block_size")
-    settings = {name: getattr(args, name) for name in (*what, "batch_size", "max_seq_len", "held_out")}
+    what = ("model", "data", "method", "rank", "alpha", "dropout", "target_modules", "rslora", "dora", "bias")
+    settings = {name: getattr(args, name) for name in (*what, "block_size", "batch_size", "max_seq_len", "held_out")}
     settings |= {"data_fingerprint": loader.fingerprint(), "model_fingerprint": fingerprint(model_folder(args.model))}
     settings |= {"held_out_fingerprint": held_out.fingerprint() if held_out is not None else None}
     with TrainingBar(args.steps, console) as bar:
@@ -158,6 +167,12 @@ def run(args: argparse.Namespace) -> None:
     )
     for line in written:
         console.print(line, soft_wrap=True)
+
+
+def default_lr(args: argparse.Namespace) -> float:
+    """The learning rate of a run that names none."""
+    embedded, fetched, other = LEARNING_RATES[args.method]
+    return embedded if args.model == EMBEDDED else fetched if args.model in fetch.MODELS else other
 
 
 def clear(out: Path, model: Path, console: Console) -> None:
@@ -185,17 +200,18 @@ def prepare(model: DecoderModel, args: argparse.Namespace) -> None:
     targets = args.target_modules
     if len(targets) == 1 and (targets[0] == "all-linear" or EXPRESSION & set(targets[0])):
         targets = targets[0]
-    options = {"target_modules": targets, "use_rslora": args.rslora, "verbose": False}
+    options = {"target_modules": targets, "use_rslora": args.rslora, "use_dora": args.dora, "bias": args.bias}
+    options["verbose"] = False
     if args.method == "lora":
         apply_lora(model, args.rank, args.alpha, args.dropout, **options)
     else:
         apply_qlora(model, args.rank, args.alpha, args.dropout, args.block_size, **options)
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(model: Path) -> str:
     """A hash of a model's configuration and weight files; of large files the size alone, which takes no time."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([model / "config.json", *model.glob("*.safetensors")]) if model.is_dir() else [model]:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         if size <= READ_WHOLE:

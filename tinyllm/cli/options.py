@@ -9,9 +9,10 @@ from typing import Any
 from tinyllm import assets
 from tinyllm.adapters import CONFIG, trained_over
 from tinyllm.backend.device import set_device
-from tinyllm.models import DecoderModel
+from tinyllm.cli import fetch
+from tinyllm.formats import json_file
+from tinyllm.models import DecoderModel, hub
 from tinyllm.models.decoder import STORAGES
-from tinyllm.models.folder import read_json
 from tinyllm.qlora import quantize_base
 from tinyllm.tokenizer import Tokenizer
 
@@ -24,13 +25,37 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = EMBEDDED) -
         "--model",
         default=default,
         metavar="FOLDER",
-        help="a Hugging Face folder (Llama family); default: the embedded base, or what --adapter was trained over",
+        help="a folder as Hugging Face has it, a name on its hub (owner/name), a GGUF file, or smollm2-135m once it is "
+        "fetched; default: the embedded base, or what --adapter was trained over",
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16", "bfloat16"],
+        help="what to compute in; half precision needs --device cuda (default: float32)",
+    )
 
 
 def model_folder(name: str) -> Path:
-    """The folder that ``--model`` means."""
+    """The folder or file that ``--model`` means.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is a model to be fetched first, or the hub does not give it.
+    ImportError
+        If it is a name on the hub, and huggingface_hub is not installed.
+    """
+    path = _place(name)
+    if name in fetch.MODELS and not path.is_file():
+        raise FileNotFoundError(f"{name} is not on this machine yet: run `tinyllm fetch {name}` first")
+    return hub.find(path)
+
+
+def _place(name: str) -> Path:
+    if name in fetch.MODELS:
+        return fetch.place(name)
     return assets.path("base") if name == EMBEDDED else Path(name)
 
 
@@ -38,7 +63,7 @@ def load_model(args: argparse.Namespace, storage: str = "float32") -> tuple[Deco
     """The model and tokenizer of ``--model``."""
     set_device(args.device)
     folder = model_folder(args.model)
-    model = DecoderModel.from_pretrained(folder, storage=storage)
+    model = DecoderModel.from_pretrained(folder, storage=storage, dtype=getattr(args, "dtype", "float32"))
     return model, Tokenizer.load(folder)
 
 
@@ -60,14 +85,14 @@ def choose_model(args: argparse.Namespace) -> str:
         If the adapter's model is not here.
     """
     path = Path(args.adapter or "") / CONFIG
-    named = read_json(path).get("base_model_name_or_path") if args.adapter and path.is_file() else None
+    named = json_file.read(path).get("base_model_name_or_path") if args.adapter and path.is_file() else None
     if args.model is None:
         args.model = str(named or EMBEDDED)
-        if not model_folder(args.model).is_dir():
+        if not model_folder(args.model).exists():
             raise FileNotFoundError(
                 f"the adapter was trained over {named}, which is not here; give its folder with --model"
             )
-    elif named and model_folder(str(named)).resolve() != model_folder(args.model).resolve():
+    elif named and str(named) != args.model and _place(str(named)).resolve() != model_folder(args.model).resolve():
         return f" (WARNING: the adapter was trained over {named})"
     return ""
 
@@ -95,7 +120,7 @@ def load_base(args: argparse.Namespace) -> tuple[DecoderModel, Tokenizer, str]:
 def _brings_embeddings(adapter: str | None) -> bool:
     """Whether the adapter has its own embedding or head: those can replace floats only, which storage="nf4" halves."""
     path = Path(adapter or "") / CONFIG
-    saved = read_json(path).get("modules_to_save") if adapter and path.is_file() else None
+    saved = json_file.read(path).get("modules_to_save") if adapter and path.is_file() else None
     return any(str(name).endswith(("embed_tokens", "lm_head")) for name in saved or [])
 
 
