@@ -147,7 +147,7 @@ class HalfWeight(FrozenWeight):
             yield from super().tiles()
 
     def move(self, to: Callable[[Any], Any]) -> HalfWeight:
-        return HalfWeight(to(self.bits), self.storage, self.dtype)
+        return type(self)(to(self.bits), self.storage, self.dtype)
 
     def _widen(self, bits: Any, out: Any) -> Any:
         if self.storage == self.dtype.name:  # half precision computes
@@ -248,7 +248,7 @@ class NF4Weight(FrozenWeight):
 
     def move(self, to: Callable[[Any], Any]) -> NF4Weight:
         scales = (to(self.absmax[0]), to(self.absmax[1]), self.absmax[2]) if self.double_quant else to(self.absmax)
-        return NF4Weight(to(self.packed), scales, self.shape, self.block_size, self.dtype)
+        return type(self)(to(self.packed), scales, self.shape, self.block_size, self.dtype)
 
     def step(self) -> int:
         columns = self.shape[1]

@@ -32,6 +32,8 @@ def device() -> str:
 
 def backend() -> Backend:
     """The backend of the device in use: where a new array belongs."""
+    if "ghost" in BACKENDS:  # a run that only counts bytes, see `inspect/ghost.py`
+        return BACKENDS["ghost"]
     return BACKENDS["cuda" if _device == "cuda" else "numpy"]
 
 
@@ -57,7 +59,7 @@ def to_host(array: Any) -> Any:
 
 def read(numbers: list[Any]) -> list[float]:
     """Arrays of one number each, as Python floats. On CUDA one copy, so the host waits for the device once."""
-    if not numbers or backend_of(numbers[0]).name == "numpy":
+    if not numbers or backend_of(numbers[0]).name != "cuda":
         return [float(number) for number in numbers]
     return backend_of(numbers[0]).xp.stack(numbers).tolist()
 
