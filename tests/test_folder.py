@@ -374,13 +374,13 @@ def test_reading_holds_one_float_weight_beside_the_result(tmp_path, kind, storag
     """So that 7B parameters can be read as NF4 into 4 GB. The allowance: a copy that turns it, and working space."""
     shape = {**SHAPES[kind], "num_kv_heads": 2, "intermediate_size": 1024, "max_seq_len": 16}
     DecoderModel(64, 512, 6, 2, **shape, seed=0, storage="bfloat16").save_pretrained(tmp_path)
-    largest = 4 * 1024 * 512 * (3 if kind == "gpt2" else 1)
+    largest = 4 * 512 * (1536 if kind == "gpt2" else 1024)
     tracemalloc.start()
     model = DecoderModel.from_pretrained(tmp_path, storage=storage)
     now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert now <= 1.05 * sum(w.nbytes if hasattr(w, "storage") else w.data.nbytes for _, w in model.named_weights())
-    assert peak - now <= 2.5 * largest
+    assert peak - now <= 2 * largest
     assert peak < (0.5 if storage == "nf4" else 2) * 4 * model.num_parameters()
 
 

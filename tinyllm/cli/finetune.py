@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,14 +19,18 @@ from tinyllm import assets
 from tinyllm.adapters import save_adapter
 from tinyllm.batches import Loader
 from tinyllm.cli import fetch
+from tinyllm.cli.memory import estimate
 from tinyllm.cli.options import EMBEDDED, add_model, load_model, megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
 from tinyllm.data import load_text, split
+from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
 from tinyllm.generate import generate
+from tinyllm.inspect.plan import Plan, plan
 from tinyllm.lora import apply_lora, trainable_summary
 from tinyllm.lora_linear import BIASES
 from tinyllm.models import DecoderModel
+from tinyllm.models.folder import load_config
 from tinyllm.qlora import apply_qlora
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import TrainConfig, train
@@ -114,7 +119,10 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     # Four bits weight by weight, so that the whole model never stands in float32.
     by_weight = args.method == "qlora" and args.block_size == BLOCK_SIZE
-    model, tokenizer = load_model(args, storage="nf4" if by_weight else "float32")
+    storage = "nf4" if by_weight else "float32"
+    planned = plan_of(args, storage)
+    console.print(estimate(planned), soft_wrap=True)
+    model, tokenizer = load_model(args, storage=storage)
     context = model.config.max_seq_len
     if args.max_seq_len > context:
         raise ValueError(
@@ -163,7 +171,8 @@ def run(args: argparse.Namespace) -> None:
         change = 100 * (result["after"] / result["before"] - 1)
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f} ({change:+.1f} %)")
     console.print(
-        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])}"
+        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])} "
+        f"(planned {megabytes(planned.peak)})"
     )
     for line in written:
         console.print(line, soft_wrap=True)
@@ -193,14 +202,37 @@ def clear(out: Path, model: Path, console: Console) -> None:
             (out / name).unlink(missing_ok=True)
 
 
+def plan_of(args: argparse.Namespace, storage: str) -> Plan:
+    """What the run will hold, before anything of the model is read."""
+    folder = model_folder(args.model)
+    stored = folder / "config.json"
+    if args.method != "full" and stored.is_file() and json_file.read(stored).get("quantization_config"):
+        storage = "nf4"  # what is stored so stays so
+    return plan(
+        load_config(folder), args.method, storage=storage, rank=args.rank, dropout=args.dropout,
+        target_modules=None if args.method == "full" else chosen_targets(args), use_dora=args.dora,
+        batch_size=args.batch_size, seq_len=args.max_seq_len, checkpointing=args.checkpointing,
+    )  # fmt: skip
+
+
+def chosen_targets(args: argparse.Namespace) -> Any:
+    """``--target-modules`` as `apply_lora` takes it: a list of names, or one expression."""
+    targets = args.target_modules
+    if len(targets) == 1 and (targets[0] == "all-linear" or EXPRESSION & set(targets[0])):
+        return targets[0]
+    return targets
+
+
 def prepare(model: DecoderModel, args: argparse.Namespace) -> None:
     """Make the model trainable by the method asked for."""
     if args.method == "full":
         return
-    targets = args.target_modules
-    if len(targets) == 1 and (targets[0] == "all-linear" or EXPRESSION & set(targets[0])):
-        targets = targets[0]
-    options = {"target_modules": targets, "use_rslora": args.rslora, "use_dora": args.dora, "bias": args.bias}
+    options = {
+        "target_modules": chosen_targets(args),
+        "use_rslora": args.rslora,
+        "use_dora": args.dora,
+        "bias": args.bias,
+    }
     options["verbose"] = False
     if args.method == "lora":
         apply_lora(model, args.rank, args.alpha, args.dropout, **options)

@@ -35,7 +35,7 @@ GUIDE = {"full": ("float32", 4.0, 100.0), "lora": ("float16", 2.0, 10.0), "qlora
 EXPLAINED = {
     "base": "base weights", "adapters": "adapters", "gradients": "gradients", "optimizer": "optimiser (AdamW)",
     "activations": "activations", "head": "head and loss", "tiles": "unpacked tiles",
-    "library": "Python, NumPy, tinyllm",
+    "library": "the process itself",
 }  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def show(
     )  # fmt: skip
     table.add_column("GB (10^9 bytes)")
     for method in plans:
-        table.add_column(f"{method}, base in {storages[method]}", justify="right")
+        table.add_column(f"{method}\n{storages[method]}", justify="right")
     billions = round(any_plan.parameters / 1e9)
     if billions >= 1 and not args.storage:
         # The guide's own figures: 28, 14 and 4 for 7B, the last rounded up for what comes with four bits.
@@ -155,13 +155,13 @@ def show(
         values = [p.by_category()[name] for p in plans.values()]
         if any(values):
             table.add_row(EXPLAINED[name], *[f"{n / 1e9:.2f}" for n in values], end_section=name == "library")
-    table.add_row("at the fullest moment", *[f"{p.peak / 1e9:.2f}" for p in plans.values()], end_section=True)
+    table.add_row("fullest moment", *[f"{p.peak / 1e9:.2f}" for p in plans.values()], end_section=True)
     if not args.storage:
         table.add_row("trains, rule of thumb", *[f"{GUIDE[m][2]:.0f} %" for m in plans])
     table.add_row("trains", *[f"{100 * p.share:.2f} %" for p in plans.values()], end_section=True)
     for card in CARDS:
         rows = [f"{fits[m][card]:,} tokens" if fits[m][card] else "no" for m in plans]
-        table.add_row(f"fits {card} GB, rows of up to", *rows)
+        table.add_row(f"rows that fit {card} GB", *rows)
     console.print(table)
 
 

@@ -90,6 +90,7 @@ def plan(
     rank: int = 8,
     target_modules: Any = None,
     modules_to_save: Sequence[str] = (),
+    use_dora: bool = False,
     batch_size: int = 1,
     seq_len: int = 128,
     checkpointing: bool = False,
@@ -123,10 +124,15 @@ def plan(
     """
     if method not in STORAGE:
         raise ValueError(f"there is no method {method!r}; there are {', '.join(STORAGE)}")
+    for name, n in (("the batch size", batch_size), ("max_seq_len", seq_len)):
+        if n < 1:
+            raise ValueError(f"{name} must be at least 1, not {n}")
     storage = storage or STORAGE[method]
     if method == "full" and storage != "float32":
         raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
-    np.ones((1024, 512), np.float32) @ np.ones((512, 1024), np.float32)  # BLAS takes its work space at the first product
+    np.ones((1024, 512), np.float32) @ np.ones(
+        (512, 1024), np.float32
+    )  # BLAS takes its work space at the first product
     library = resident_memory() or SOMETHING
     place = random.default.state
     try:
@@ -140,7 +146,8 @@ def plan(
             if method != "full":
                 with meter.labelled("adapters"):
                     apply_lora(
-                        model, rank, 1.0, dropout, target_modules, modules_to_save=modules_to_save, verbose=False,
+                        model, rank, 1.0, dropout, target_modules, modules_to_save=modules_to_save,
+                        use_dora=use_dora, verbose=False,
                     )  # fmt: skip
             with meter.labelled("activations"):
                 ledger.watch(model)

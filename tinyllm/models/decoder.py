@@ -188,20 +188,19 @@ class DecoderModel(Module):
         """
         weights = list(self.named_weights())
         for name, weight in sorted(weights, key=lambda item: -item[1].size) if largest_first else weights:
-            array = init(name, weight.shape)
-            if isinstance(array, FrozenWeight | Parameter):  # what a file keeps as NF4, or as floats, stays so
-                self.set_weight(name, self._moved(name, array))
-                continue
-            kept_as = self.storage_of(name, storage)
-            # Half computes, but gains stay float32, and NF4 is made of what came, not of what half left of it.
-            dtype = np.float32 if self.half and ("norm" in name or kept_as != "float32") else self.dtype
-            array = to_device(np.ascontiguousarray(array, dtype=dtype))
-            if array.shape != weight.shape:
-                raise ValueError(f"{name} should have shape {weight.shape}, not {array.shape}")
-            if kept_as == "float32":
-                self.set_weight(name, Parameter(array))
-            else:
-                self.set_weight(name, self._moved(name, store(array, kept_as, name)))
+            self.set_weight(name, self._kept(name, init(name, weight.shape), weight.shape, storage))
+
+    def _kept(self, name: str, array: Any, shape: tuple[int, ...], storage: str) -> FrozenWeight | Parameter:
+        """What `init` gave, as this model keeps it; a function of its own, so that no float array outlives its turn."""
+        if isinstance(array, FrozenWeight | Parameter):  # what a file keeps as NF4, or as floats, stays so
+            return self._moved(name, array)
+        kept_as = self.storage_of(name, storage)
+        # Half computes, but gains stay float32, and NF4 is made of what came, not of what half left of it.
+        dtype = np.float32 if self.half and ("norm" in name or kept_as != "float32") else self.dtype
+        array = to_device(np.ascontiguousarray(array, dtype=dtype))
+        if array.shape != shape:
+            raise ValueError(f"{name} should have shape {shape}, not {array.shape}")
+        return Parameter(array) if kept_as == "float32" else self._moved(name, store(array, kept_as, name))
 
     @property
     def half(self) -> bool:
