@@ -175,7 +175,8 @@ def test_the_guides_commands_run(tmp_path, monkeypatch):
     talk = '{"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]}\n'
     Path("chats.jsonl").write_text(talk * 40, encoding="utf-8")
     Path("notes.txt").write_text("Once there was a note, and then another. " * 200, encoding="utf-8")
-    monkeypatch.setattr(options, "model_folder", lambda name: Path("path/to/model"))
+    for module in (options, finetune):
+        monkeypatch.setattr(module, "model_folder", lambda name: Path("path/to/model"))
     plain = finetune.TrainConfig
     monkeypatch.setattr(finetune, "TrainConfig", lambda **given: plain(**{**given, "steps": min(given["steps"], 2)}))
     ran = 0

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from tinyllm import assets
 from tinyllm.adapters import save_adapter
+from tinyllm.backend.device import set_device
 from tinyllm.batches import Loader
 from tinyllm.cli import fetch
 from tinyllm.cli.memory import estimate
@@ -120,15 +121,15 @@ def run(args: argparse.Namespace) -> None:
     # Four bits weight by weight, so that the whole model never stands in float32.
     by_weight = args.method == "qlora" and args.block_size == BLOCK_SIZE
     storage = "nf4" if by_weight else "float32"
-    planned = plan_of(args, storage)
-    console.print(estimate(planned), soft_wrap=True)
-    model, tokenizer = load_model(args, storage=storage)
-    context = model.config.max_seq_len
+    set_device(args.device)
+    folder = model_folder(args.model)
+    context = load_config(folder).max_seq_len
     if args.max_seq_len > context:
         raise ValueError(
             f"--max-seq-len {args.max_seq_len} is beyond the model's context of {context} tokens; give that or less"
         )
     random.manual_seed(args.seed)
+    tokenizer = Tokenizer.load(folder)
     text = load_text(args.data or assets.path("jargon.txt"), tokenizer)
     learn, rest = split(text, args.held_out, args.seed)
     loader = Loader(learn, args.batch_size, args.max_seq_len, args.seed)
@@ -137,6 +138,9 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt is not None:
         prompt = args.prompt.replace("\\n", "\n")
 
+    planned = plan_of(args, storage)  # with the data in memory, and nothing of the model yet
+    console.print(estimate(planned), soft_wrap=True)
+    model, _ = load_model(args, storage=storage)
     prepare(model, args)
     model.checkpointing = args.checkpointing
     out = Path(args.out)
