@@ -166,7 +166,9 @@ def test_the_guides_table(capsys):
     base = {m: said[m]["base"] / 1e9 for m in said}
     assert said["full"]["parameters"] == 6_738_415_616
     assert [round(base[m], 2) for m in ("full", "lora", "qlora")] == [26.95, 13.48, 3.87]
-    assert said["lora"]["peak"] < 14.5e9 and said["qlora"]["peak"] < 4.5e9
+    # What this process had before, other tests' arrays too, is not the model's.
+    peak = {m: said[m]["peak"] - said[m]["library"] for m in said}
+    assert peak["lora"] < 14.4e9 and peak["qlora"] < 4.4e9
     assert said["full"]["peak"] > 100e9
     assert said["qlora"]["longest_row_on_a_card_of_gb"]["8"] >= 512
     assert said["full"]["longest_row_on_a_card_of_gb"] == {"8": None, "16": None, "24": None}

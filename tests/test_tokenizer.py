@@ -180,7 +180,7 @@ def test_which_chat_template_wins(tmp_path):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
     (tmp_path / "chat_template.json").write_text("[]")
-    with pytest.raises(ValueError, match="chat_template.json cannot be read"):
+    with pytest.raises(ValueError, match="chat_template.json holds no JSON object"):
         Tokenizer.load(tmp_path)
 
 
@@ -244,7 +244,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match="'<absent>' as eos_token, which tokenizer.json does not have"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[")
-    with pytest.raises(ValueError, match="tokenizer_config.json cannot be read"):
+    with pytest.raises(ValueError, match="tokenizer_config.json is not valid JSON"):
         Tokenizer.load(tmp_path)
 
 

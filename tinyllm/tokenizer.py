@@ -105,8 +105,9 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{file} is not a tokenizer.json file ({error}): fetch or save it again") from error
+        config = read_config(file.parent) if file.name == "tokenizer.json" else None
         try:
-            return cls(inner, read_config(file.parent) if file.name == "tokenizer.json" else None)
+            return cls(inner, config)
         except ValueError as error:
             raise ValueError(f"{file.parent}: {error}") from error
 

@@ -47,7 +47,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name} is not valid UTF-8: fetch or save it again") from error
+        raise ValueError(f"{file} is not valid UTF-8: fetch or save it again") from error
 
 
 def default_template(template: Any) -> str | None:
