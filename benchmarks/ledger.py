@@ -89,6 +89,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def committed() -> dict[str, Any]:
+    """What is in `results/`; no cases if there is nothing."""
+    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"cases": {}}
+
+
 def write_table(page: str, result: dict[str, Any]) -> str:
     """The page with its table made anew."""
     return re.sub(r"(<!-- table -->\n).*?(<!-- end -->)", lambda m: m[1] + table(result) + m[2], page, flags=re.DOTALL)
@@ -110,7 +115,7 @@ def main() -> int:
     if args.one:
         print(json.dumps(measure(args.one)))
         return 0
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"cases": {}}
+    result = committed()
     if not args.report:
         from measure import machine
 

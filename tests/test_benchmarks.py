@@ -5,6 +5,7 @@ Nothing here asserts a time. Peers that are not installed are "not run"; with th
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -202,3 +203,11 @@ def test_a_changed_json_changes_the_page(tmp_path, monkeypatch):
     assert f"{same / ours:.2f} x" in page
     with pytest.raises(ValueError, match="0 places for the section 'targets'"):
         report.render("an empty page")
+
+
+@pytest.mark.parametrize("module", ["same_run", "ledger"])
+def test_the_other_pages_say_what_their_json_says(module):
+    made = importlib.import_module(module)
+    found = made.committed()
+    page = made.PAGE.read_text(encoding="utf-8")
+    assert found and made.write_table(page, found) == page, f"run: python benchmarks/{module}.py --report"
