@@ -202,7 +202,7 @@ def test_a_changed_json_changes_the_page(tmp_path, monkeypatch):
     same, ours = (measure.middle(result["contenders"][name], "seconds") for name in ("same", "tinyllm"))
     assert f"{same / ours:.2f} x" in page
     with pytest.raises(ValueError, match="0 places for the section 'targets'"):
-        report.render("an empty page")
+        report.render("an empty page", tmp_path)
 
 
 @pytest.mark.parametrize("module", ["same_run", "ledger"])
