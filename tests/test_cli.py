@@ -455,15 +455,13 @@ def test_the_adapter_is_saved_before_the_comparison(home, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("block_size", "storage"), [("64", "nf4"), ("128", "float32")])
 def test_qlora_reads_weight_by_weight_where_it_can(block_size, storage, home, tmp_path, capsys, monkeypatch):
-    from tinyllm.cli import finetune as verb
+    plain, asked = DecoderModel.from_pretrained, []
 
-    plain, asked = verb.load_model, []
-
-    def watched(args, storage="float32"):
+    def watched(folder, storage, dtype):
         asked.append(storage)
-        return plain(args, storage)
+        return plain(folder, storage, dtype)
 
-    monkeypatch.setattr(verb, "load_model", watched)
+    monkeypatch.setattr(DecoderModel, "from_pretrained", watched)
     done(capsys, finetune(home, tmp_path / "o", "--method", "qlora", "--block-size", block_size))
     assert asked == [storage]
 

@@ -104,6 +104,7 @@ def test_full_training_holds_four_floats_a_weight():
     assert planned.gradients == planned.base == 4 * planned.trainable == 4 * planned.parameters
     assert 2 * planned.base <= planned.optimizer < 2.6 * planned.base  # the update of one weight is being made
     assert planned.adapters == 0 and planned.share == 1
+    assert min(planned.by_category().values()) >= 0  # no byte is counted in two places
 
 
 def test_a_float_copy_of_a_frozen_layer_would_be_noticed(monkeypatch):

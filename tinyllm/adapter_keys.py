@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.formats.key_names import few
 from tinyllm.frozen import FrozenWeight
 from tinyllm.lora_linear import LoRAConfig
 from tinyllm.lora_merge import stored_like
@@ -148,16 +149,12 @@ def refuse_misfits(
     kinds = [f"{key} has dtype {a.dtype}, but floats are needed" for key, a in arrays.items() if a.dtype.kind != "f"]
     said = []
     if missing:
-        said.append(f"missing {_few(missing)}")
+        said.append(f"missing {few(missing, 3)}")
     if extra:
         close = difflib.get_close_matches(extra[0], missing or wanted, n=1, cutoff=0.4)
-        said.append(f"left over {_few(extra)}" + (f" (did you mean {close[0]}?)" if close else ""))
+        said.append(f"left over {few(extra, 3)}" + (f" (did you mean {close[0]}?)" if close else ""))
     said += (shaped + kinds)[:3]
     if said and guessed:
         said.append(f"adapter_config.json names no target_modules, which means {', '.join(guessed)} to PEFT")
     if said:
         raise ValueError(f"the adapter in {where} does not fit: {'; '.join(said)}; nothing was changed")
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tinyllm.inspect.memory import peak_memory
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW, LossScale, lr_factor, parameter_groups, scale_grads, squared_norms
-from tinyllm.tensor import no_grad
+from tinyllm.tensor import Parameter, no_grad
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -228,23 +228,27 @@ def _require_gradients(model: Module) -> None:
 
 def _require_finite(model: Module, held_out_loss: float | None, step: int) -> None:
     """What the last update broke is neither logged nor saved."""
-    for name, p in model.named_parameters():
-        if p.requires_grad and not np.isfinite(p.numpy()).all():
-            raise NonFiniteLoss(
-                f"step {step}: the weight {name} holds non-finite numbers; lower the learning rate or check the model"
-            )
+    name = _first_non_finite((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    if name is not None:
+        raise NonFiniteLoss(
+            f"step {step}: the weight {name} holds non-finite numbers; lower the learning rate or check the model"
+        )
     if held_out_loss is not None and not math.isfinite(held_out_loss):
         raise NonFiniteLoss(
             f"step {step}: the held-out loss is {held_out_loss}; lower the learning rate or check the model"
         )
 
 
+def _first_non_finite(weights: Iterable[tuple[str, Parameter]]) -> str | None:
+    return next((name for name, p in weights if not np.isfinite(p.numpy()).all()), None)
+
+
 def explain_non_finite(model: DecoderModel, batches: list[Batch], position: tuple[int, int], step: int) -> str:
     """Run the step again and watch every layer, so that a run without trouble pays nothing for the explanation."""
-    for name, weight in model.named_parameters():
-        if not np.isfinite(weight.numpy()).all():
-            said = "lower the learning rate or check the checkpoint"
-            return f"step {step + 1}: the weight {name} holds non-finite numbers; {said}"
+    name = _first_non_finite(model.named_parameters())
+    if name is not None:
+        said = "lower the learning rate or check the checkpoint"
+        return f"step {step + 1}: the weight {name} holds non-finite numbers; {said}"
     random.default.restore(position)
     paths = {id(module): path for path, module in model.named_modules()}
     found: list[str] = []

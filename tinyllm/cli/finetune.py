@@ -21,7 +21,7 @@ from tinyllm.backend.device import set_device
 from tinyllm.batches import Loader
 from tinyllm.cli import fetch
 from tinyllm.cli.memory import estimate
-from tinyllm.cli.options import EMBEDDED, add_model, load_model, megabytes, model_folder
+from tinyllm.cli.options import EMBEDDED, add_model, megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
 from tinyllm.data import load_text, split
 from tinyllm.formats import json_file
@@ -31,6 +31,7 @@ from tinyllm.inspect.plan import Plan, plan
 from tinyllm.lora import apply_lora, trainable_summary
 from tinyllm.lora_linear import BIASES
 from tinyllm.models import DecoderModel
+from tinyllm.models.config import DecoderConfig
 from tinyllm.models.folder import load_config
 from tinyllm.qlora import apply_qlora
 from tinyllm.tokenizer import Tokenizer
@@ -123,7 +124,8 @@ def run(args: argparse.Namespace) -> None:
     storage = "nf4" if by_weight else "float32"
     set_device(args.device)
     folder = model_folder(args.model)
-    context = load_config(folder).max_seq_len
+    shape = load_config(folder)
+    context = shape.max_seq_len
     if args.max_seq_len > context:
         raise ValueError(
             f"--max-seq-len {args.max_seq_len} is beyond the model's context of {context} tokens; give that or less"
@@ -138,9 +140,9 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt is not None:
         prompt = args.prompt.replace("\\n", "\n")
 
-    planned = plan_of(args, storage)  # with the data in memory, and nothing of the model yet
+    planned = plan_of(args, shape, storage)  # with the data in memory, and nothing of the model yet
     console.print(estimate(planned), soft_wrap=True)
-    model, _ = load_model(args, storage=storage)
+    model = DecoderModel.from_pretrained(folder, storage=storage, dtype=args.dtype)
     prepare(model, args)
     model.checkpointing = args.checkpointing
     out = Path(args.out)
@@ -206,14 +208,13 @@ def clear(out: Path, model: Path, console: Console) -> None:
             (out / name).unlink(missing_ok=True)
 
 
-def plan_of(args: argparse.Namespace, storage: str) -> Plan:
+def plan_of(args: argparse.Namespace, shape: DecoderConfig, storage: str) -> Plan:
     """What the run will hold, before anything of the model is read."""
-    folder = model_folder(args.model)
-    stored = folder / "config.json"
+    stored = model_folder(args.model) / "config.json"
     if args.method != "full" and stored.is_file() and json_file.read(stored).get("quantization_config"):
         storage = "nf4"  # what is stored so stays so
     return plan(
-        load_config(folder), args.method, storage=storage, rank=args.rank, dropout=args.dropout,
+        shape, args.method, storage=storage, rank=args.rank, dropout=args.dropout,
         target_modules=None if args.method == "full" else chosen_targets(args), use_dora=args.dora,
         batch_size=args.batch_size, seq_len=args.max_seq_len, checkpointing=args.checkpointing,
     )  # fmt: skip

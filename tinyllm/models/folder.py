@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.formats import gguf_file, json_file, safetensors_file
+from tinyllm.formats.key_names import few
 from tinyllm.frozen import HalfWeight, NF4Weight
 from tinyllm.models import hub
 from tinyllm.models.config import DecoderConfig
@@ -175,10 +176,10 @@ class ModelFolder:
         if missing or extra:
             said = []
             if missing:
-                said.append(f"missing {_few(missing)}")
+                said.append(f"missing {few(missing)}")
             if extra:
                 close = difflib.get_close_matches(extra[0], wanted, n=1)
-                said.append(f"left over {_few(extra)}" + (f" (did you mean {close[0]}?)" if close else ""))
+                said.append(f"left over {few(extra)}" + (f" (did you mean {close[0]}?)" if close else ""))
             raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
         return keys
 
@@ -247,7 +248,3 @@ def _refuse_other_quantisation(said: Any, files: dict[str, Path]) -> None:
         raise ValueError(
             "the model is quantised in a way not understood here (quantization_config); only bitsandbytes' NF4 is"
         )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

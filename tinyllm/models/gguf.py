@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyllm.formats import gguf_file
 from tinyllm.formats.gguf_file import Header
+from tinyllm.formats.key_names import few
 from tinyllm.models.config import DecoderConfig, RopeScaling
 from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families import FAMILIES
@@ -65,7 +66,7 @@ def load_gguf(path: Any, storage: str | None = None, dtype: Any = np.float32) ->
     left = sorted(header.tensors.keys() - names.values() - {ROPE_FACTORS})
     missing = [name for name in names.values() if name not in header.tensors]
     if left or missing:
-        said = [f"{what} {_few(some)}" for what, some in (("lacks", missing), ("has besides", left)) if some]
+        said = [f"{what} {few(some)}" for what, some in (("lacks", missing), ("has besides", left)) if some]
         raise ValueError(
             f"{path} does not hold a {config['model_type']} as it is understood here: it {'; '.join(said)}"
         )
@@ -237,7 +238,3 @@ class _Metadata:
                     f"{self.path} has {self.prefix}{key} = {str(value)[:80]}, which would change the model and is not "
                     "understood"
                 )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
