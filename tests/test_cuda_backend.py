@@ -317,6 +317,10 @@ def test_a_fused_override_steps_aside_for_a_replaced_part(part, call, dtype):
 
 def test_every_override_has_a_specification_with_its_parameters():
     for name, function in cuda.OVERRIDES.items():
+        if name == "matmul":  # chosen for every dtype, by nothing in between
+            own = inspect.unwrap(function, stop=lambda f: f.__code__.co_filename == cuda.__file__)
+            assert own.__code__.co_varnames[:4] == ("xp", "a", "b", "out")
+            continue
         own = function.__closure__[[*function.__code__.co_freevars].index("function")].cell_contents
         assert list(inspect.signature(own).parameters) == list(
             inspect.signature(cuda.SPECIFICATION[name]).parameters

@@ -220,6 +220,8 @@ def case(name, rng, dtype):
     labels[rng.random(rows) < 0.3] = -100
     approximate = bool(rng.integers(2))
     match name:
+        case "matmul":
+            return (x, g.T, None), [[[dot(a, b) for b in G] for a in X]]
         case "sigmoid":
             return (4 * x,), [pointwise(sigmoid)(nums(4 * x))]
         case "softmax":
@@ -367,10 +369,15 @@ def frozen_product():
     return [weight.multiply(draw(3, 16).astype(np.float32))]
 
 
+def frozen_rows():
+    return [store(draw(32, 16).astype(np.float32), "nf4").multiply(draw(9, 16).astype(np.float32))]
+
+
 qkv = draw(1, 2, 3, 4), draw(1, 1, 3, 4), draw(1, 1, 3, 4)
 norm = draw(2, 4), draw(4), draw(1, 4)[0]
 turn = np.cos(draw(1, 1, 3, 2)), np.sin(draw(1, 1, 3, 2))
 PUBLIC = {  # where the user of the engine meets each primitive; compound ones feel their parts
+    "matmul": [value(ops.matmul, draw(2, 3), draw(3, 2)), gradient(F.linear, draw(2, 3), draw(2, 3)), frozen_rows],
     "sigmoid": [value(ops.sigmoid, draw(3)), value(F.silu, draw(3)), value(F.silu_mul, draw(3), draw(3))],
     "softmax": [value(F.softmax, draw(3)), value(F.attention, *qkv)],
     "softmax_backward": [gradient(F.softmax, draw(3)), gradient(F.attention, *qkv)],

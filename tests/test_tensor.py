@@ -89,7 +89,7 @@ CASES = {
     "gelu by tanh": (lambda a: F.gelu(a, approximate=True), [X], ["0"]),
     "silu": (F.silu, [X], ["0"]),
     "silu_mul": (F.silu_mul, [X, X], ["0 1", "0 1"]),
-    "rms_norm": (F.rms_norm, [X, (3,)], ["0 1 inverse", "0 inverse"]),
+    "rms_norm": (F.rms_norm, [X, (3,)], ["1 y inverse", "1 y"]),
     "layer_norm": (F.layer_norm, [X, (3,), (3,)], ["0 1 mean inverse", "0 mean inverse", ""]),
     "rope": (lambda a: F.rope(a, COS, SIN), [(2, 2, 3, 4)], [COS.nbytes + SIN.nbytes]),
     "attention": (F.attention, [(2, 4, 3, 2), (2, 2, 3, 2), (2, 2, 3, 2)], ["0 1 2", "0 1 2", "0 1 2"]),

@@ -9,6 +9,7 @@ from tinyllm.adapters import load_adapter, save_adapter
 from tinyllm.backend import use
 from tinyllm.backend.device import set_device
 from tinyllm.backend.random import manual_seed
+from tinyllm.backend.threads import get_num_threads, set_num_threads
 from tinyllm.inspect.gradcheck import gradcheck
 from tinyllm.inspect.graph import graph_svg
 from tinyllm.inspect.kept import kept
@@ -23,6 +24,7 @@ __all__ = [
     "checkpoint",
     "enable_grad",
     "functional",
+    "get_num_threads",
     "gradcheck",
     "graph_svg",
     "kept",
@@ -36,5 +38,6 @@ __all__ = [
     "save",
     "save_adapter",
     "set_device",
+    "set_num_threads",
     "use",
 ]

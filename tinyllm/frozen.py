@@ -13,22 +13,16 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend.table import of
+from tinyllm.backend.threads import cut, get_num_threads, share
 from tinyllm.double_quant import dequantize_absmax, quantize_absmax
 from tinyllm.nf4 import check_block_size, refuse_non_finite
 from tinyllm.tensor import Tensor, op
 
-TILE_BYTES = 1 << 20  # a tile that stays in the second-level cache
+TILE_BYTES = 1 << 20  # of each thread: large enough for a product at full speed, and for the cache
+WORTH = 1 << 14  # weights from which on the tiles of a matrix are shared among threads
 SIGN_EXPONENT_MANTISSA = np.int32(~0x70001FFF)  # of a float16 that was shifted 13 places to the left
 FEW_ROWS = 4  # so few that reading the weight is all the work: decoding
 CARD_TILE_BYTES = 256 << 20  # on a GPU a tile is most often the whole matrix, so that one product fills the card
-
-
-def multiply_into(y: Any, a: Any, b: Any) -> None:
-    """y = a @ b for a `y` that may be some columns of a larger array; CuPy writes products to whole arrays only."""
-    if of(y).name == "cuda":
-        y[...] = a @ b
-    else:
-        np.matmul(a, b, out=y)
 
 
 class FrozenWeight:
@@ -71,31 +65,65 @@ class FrozenWeight:
         """The fewest rows at which a tile may end."""
         return 1
 
-    def tiles(self) -> Iterator[tuple[slice, Any]]:
-        """Pairs of a row range and its floats. A tile is valid until the next one: they share a buffer."""
-        parts = self.spans()
-        buffer = self.xp.empty((parts[0].stop, self.shape[1]), self.dtype)
-        for part in parts:
+    def tiles(self, spans: list[slice] | None = None) -> Iterator[tuple[slice, Any]]:
+        """Pairs of a row range and its floats, of all rows or of these. A tile is valid until the next: they share a
+        buffer."""
+        spans = self.spans() if spans is None else spans
+        buffer = self.xp.empty((spans[0].stop - spans[0].start, self.shape[1]), self.dtype)
+        for part in spans:
             yield part, self.rows(part.start, part.stop, buffer[: part.stop - part.start])
 
     def spans(self) -> list[slice]:
-        """The row ranges of the tiles; the first is the longest."""
+        """The row ranges of the tiles, evened out so that each thread has as many; the first is the longest."""
         n, columns = self.shape
-        step = self.step()
-        tile = CARD_TILE_BYTES if self.xp.__name__ == "cupy" else TILE_BYTES
-        height = min(n, max(1, tile // (columns * self.dtype.itemsize) // step) * step)
-        return [slice(start, min(start + height, n)) for start in range(0, n, height)]
+        step, on_card = self.step(), self.xp.__name__ == "cupy"
+        most = (CARD_TILE_BYTES if on_card else TILE_BYTES) // (columns * self.dtype.itemsize)
+        count = -(-n // max(1, most))
+        if not on_card and self.size >= WORTH:
+            count = -(-count // get_num_threads()) * get_num_threads()
+        return cut(n, min(n, max(1, -(-n // count) // step) * step))
+
+    def runs(self) -> list[list[slice]]:
+        """The spans dealt out: one run of them for each thread."""
+        spans = self.spans()
+        n = 1 if self.xp.__name__ == "cupy" else get_num_threads()
+        return [spans[part] for part in cut(len(spans), -(-len(spans) // n))]
 
     @property
     def xp(self) -> Any:
         raise NotImplementedError
 
-    def multiply(self, x: Any) -> Any:
-        """x @ W.T, tile by tile; x (rows, in): (rows, out)."""
-        y = self.xp.empty((len(x), self.shape[0]), x.dtype)
-        for part, w in self.tiles():
-            multiply_into(y[:, part], x, w.T)
+    def multiply(self, x: Any, out: Any = None) -> Any:
+        """x @ W.T, tile by tile, written into `out` if it is given; x (rows, in): (rows, out)."""
+        be = of(x)
+        y = self.xp.empty((len(x), self.shape[0]), x.dtype) if out is None else out
+
+        def work(run: list[slice]) -> None:
+            for part, w in self.tiles(run):
+                be.matmul(x, w.T, y[:, part])
+
+        share(work, self.runs())
         return y
+
+    def multiply_back(self, g: Any) -> Any:
+        """g @ W, tile by tile; g (rows, out): (rows, in)."""
+        be, runs = of(g), self.runs()
+        sums: list[Any] = [None] * len(runs)  # each thread's own, added up in order
+
+        def work(i: int) -> None:
+            product = None
+            for part, w in self.tiles(runs[i]):
+                if sums[i] is None:
+                    sums[i] = be.matmul(g[:, part], w)
+                else:
+                    product = be.matmul(g[:, part], w, product)
+                    sums[i] += product
+
+        share(work, range(len(runs)))
+        total = sums[0]
+        for one in sums[1:]:
+            total += one
+        return total
 
     def dense(self) -> Any:
         """The whole weight as floats: for merging and for looking at it."""
@@ -140,11 +168,12 @@ class HalfWeight(FrozenWeight):
     def xp(self) -> Any:
         return of(self.bits).xp
 
-    def tiles(self) -> Iterator[tuple[slice, Any]]:
+    def tiles(self, spans: list[slice] | None = None) -> Iterator[tuple[slice, Any]]:
         if self.storage == self.dtype.name:  # it computes as it is stored: nothing to convert
-            yield slice(0, self.shape[0]), self.bits.view(self.dtype)
+            bits = self.bits.view(self.dtype)
+            yield from ((part, bits[part]) for part in spans or [slice(0, self.shape[0])])
         else:
-            yield from super().tiles()
+            yield from super().tiles(spans)
 
     def move(self, to: Callable[[Any], Any]) -> HalfWeight:
         return type(self)(to(self.bits), self.storage, self.dtype)
@@ -280,9 +309,9 @@ class NF4Weight(FrozenWeight):
             out[...] = flat.reshape(out.shape)
         return out
 
-    def multiply(self, x: Any) -> Any:
-        if len(x) > FEW_ROWS:
-            return super().multiply(x)
+    def multiply(self, x: Any, out: Any = None) -> Any:
+        if len(x) > FEW_ROWS or out is not None:
+            return super().multiply(x, out)
         blocks = -(-self.size // self.block_size)
         return of(x).nf4_matvec(x, self.packed, self.scales(0, blocks), self.block_size, self.shape[0])
 
@@ -316,15 +345,8 @@ def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None) -
     rows = x.data.reshape(-1, n_in)
     y = weight.multiply(rows)
 
-    def frozen_linear_rule(g: Any) -> Any:
-        g = g.reshape(-1, n_out)
-        gx = weight.xp.zeros((len(g), n_in), g.dtype)
-        for part, w in weight.tiles():
-            gx += g[:, part] @ w
-        return gx.reshape(shape)
-
     y = y.reshape(*shape[:-1], n_out)
-    edges: list = [(x, frozen_linear_rule)]
+    edges: list = [(x, lambda g: weight.multiply_back(g.reshape(-1, n_out)).reshape(shape))]
     if bias is not None:
         y += bias.data
         edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))

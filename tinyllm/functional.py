@@ -57,13 +57,24 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,)."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,).
+
+    Keeps its output where x can be had from it, because what multiplies the output often keeps that anyway; not where a
+    gain is 0, and not on a GPU, which would have to be asked whether one is.
+    """
     be, a, w = of(x.data), x.data, weight.data
     y, inverse = be.rms_norm(a, w, eps)
+    n = a.shape[-1]
+    if be.name == "cuda" or not w.all():
+        return op(
+            y,
+            (x, lambda g: be.rms_norm_backward(g, a, w, inverse)),
+            (weight, lambda g: (g * (a * inverse)).reshape(-1, n).sum(axis=0)),
+        )
     return op(
         y,
-        (x, lambda g: be.rms_norm_backward(g, a, w, inverse)),
-        (weight, lambda g: (g * (a * inverse)).reshape(-1, a.shape[-1]).sum(axis=0)),
+        (x, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)),
+        (weight, lambda g: (g * y).reshape(-1, n).sum(axis=0) / w),
     )
 
 
@@ -154,17 +165,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ValueError
         If the sizes do not fit.
     """
-    a, w = x.data, weight.data
+    be, a, w = of(x.data), x.data, weight.data
     if a.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: the input has {a.shape[-1]} features, the weight {w.shape} takes {w.shape[1]}")
     n_in, n_out, shape, kept_as = w.shape[1], w.shape[0], a.shape, w.dtype
     if a.dtype.itemsize == 2:
         w = w.astype(a.dtype, copy=False)  # float32 adapters beside half activations
     rows = a.reshape(-1, n_in)
-    y = (rows @ w.T).reshape(*shape[:-1], n_out)
+    y = be.matmul(rows, w.T).reshape(*shape[:-1], n_out)
     edges = [
-        (x, lambda g: (g.reshape(-1, n_out) @ w).reshape(shape)),
-        (weight, lambda g: (g.reshape(-1, n_out).T @ rows).astype(kept_as, copy=False)),
+        (x, lambda g: be.matmul(g.reshape(-1, n_out), w).reshape(shape)),
+        (weight, lambda g: be.matmul(g.reshape(-1, n_out).T, rows).astype(kept_as, copy=False)),
     ]
     if bias is not None:
         y += bias.data

@@ -6,31 +6,25 @@ gradients at once, in the forward pass, so that nothing is computed twice. Read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tinyllm.backend.table import of
-from tinyllm.frozen import FrozenWeight, multiply_into
+from tinyllm.backend.threads import cut, share
+from tinyllm.frozen import FrozenWeight
 from tinyllm.functional import IGNORE, cross_entropy, live_targets
 from tinyllm.tensor import Tensor, checkpoint, op, wants_grad
 
-CHUNK_BYTES = 32 << 20  # one chunk of logits: rows enough for a fast matmul
-BLOCK_BYTES = 2 << 20  # the few of its rows that become losses and gradients at once, and stay in cache meanwhile
+CHUNK_BYTES = 18 << 20  # one chunk of logits: rows enough for a fast matmul
+BLOCK_BYTES = 1 << 20  # the few of its rows that become losses and gradients at once, and stay in cache meanwhile
 
 
 def chunk_rows(rows: int, classes: int, itemsize: int) -> int:
     """Rows of a chunk: as many as `CHUNK_BYTES` hold, evened out so that the last chunk is no stump."""
     chunks = -(-rows // max(1, CHUNK_BYTES // (classes * itemsize)))
     return -(-rows // chunks)
-
-
-def _tiles(weight: Any) -> Iterator[tuple[slice, Any]]:
-    if isinstance(weight, FrozenWeight):
-        yield from weight.tiles()
-    else:
-        yield slice(0, len(weight)), weight
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any) -> Tensor:
@@ -53,34 +47,29 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     classes = weight.shape[0]
     labels, live = live_targets(xp, targets, classes)
     rows = x.data.reshape(-1, n)
-    stored = weight if isinstance(weight, FrozenWeight) else weight.data
+    frozen = isinstance(weight, FrozenWeight)
+    stored: Any = weight.data if isinstance(weight, Tensor) else weight
     trained = isinstance(weight, Tensor) and wants_grad(weight)
     differentiate = wants_grad(x) or trained
     gx = xp.zeros(rows.shape, rows.dtype) if differentiate else None
     gw = xp.zeros(stored.shape, rows.dtype) if trained else None
     height = chunk_rows(len(rows), classes, rows.dtype.itemsize)
-    few = max(1, BLOCK_BYTES // (classes * rows.dtype.itemsize)) if xp.__name__ != "cupy" else height
     buffer = xp.empty((height, classes), rows.dtype)  # the logits of one chunk after the other
     total: Any = 0.0
     half = rows.dtype.itemsize == 2
-    share = 1 if half else 1 / live  # half would lose the small gradients of many tokens: there the rule divides
+    each = 1 if half else 1 / live  # half would lose the small gradients of many tokens: there the rule divides
     for start in range(0, len(rows), height):
         x_part, label_part = rows[start : start + height], labels[start : start + height]
         logits = buffer[: len(x_part)]
-        for columns, w in _tiles(stored):
-            multiply_into(logits[:, columns], x_part, w.T)
-        for first in range(0, len(logits), few):
-            block, wanted = logits[first : first + few], label_part[first : first + few]
-            losses, lse = be.cross_entropy(block, wanted)
-            total = total + losses.sum()
-            if differentiate:  # the logits have served: their gradient takes their place
-                each = xp.full(len(block), share, losses.dtype)
-                be.cross_entropy_backward(each, block, wanted, lse, block)
+        if frozen:
+            stored.multiply(x_part, logits)
+        else:
+            be.matmul(x_part, stored.T, logits)
+        total = total + _loss(be, logits, label_part, each if differentiate else None)
         if gx is not None:
-            for columns, w in _tiles(stored):
-                gx[start : start + height] += logits[:, columns] @ w
+            gx[start : start + height] = stored.multiply_back(logits) if frozen else be.matmul(logits, stored)
         if gw is not None:
-            gw += logits.T @ x_part
+            gw += be.matmul(logits.T, x_part)
 
     def scaled(made: Any, g: Any) -> Any:
         if half:
@@ -91,6 +80,24 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     if isinstance(weight, Tensor):
         edges.append((weight, lambda g: scaled(gw, g)))
     return op(total / live, *edges)
+
+
+def _loss(be: Any, logits: Any, labels: Any, each: float | None) -> Any:
+    """The sum of the losses of some rows; `each` is a row's share of the gradient, which takes the logits' place."""
+    xp, (rows, classes) = be.xp, logits.shape
+    on_card = xp.__name__ == "cupy"
+    blocks = cut(rows, rows if on_card else max(1, BLOCK_BYTES // (classes * logits.dtype.itemsize)))
+    sums: list[Any] = [0.0] * len(blocks)
+
+    def work(i: int) -> None:
+        block, wanted = logits[blocks[i]], labels[blocks[i]]
+        losses, lse = be.cross_entropy(block, wanted)
+        sums[i] = losses.sum()
+        if each is not None:
+            be.cross_entropy_backward(xp.full(len(block), each, losses.dtype), block, wanted, lse, block)
+
+    share(work, range(len(blocks)))
+    return sum(sums[1:], sums[0])
 
 
 def chunked_cross_entropy(x: Tensor, head: Callable[[Tensor], Tensor], targets: Any, classes: int) -> Tensor:

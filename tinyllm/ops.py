@@ -164,11 +164,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
             f": inner {x.shape[-1]} and {y.shape[-2]} differ" if min(x.ndim, y.ndim) >= 2 else " needs two axes each"
         )
         raise ValueError(f"matmul {x.shape} @ {y.shape}{inner}")
-    a_shape, b_shape = a.shape, b.shape
+    be, a_shape, b_shape = of(x), a.shape, b.shape
     return op(
-        x @ y,
-        (a, lambda g: unbroadcast(g @ y.swapaxes(-1, -2), a_shape)),
-        (b, lambda g: unbroadcast(x.swapaxes(-1, -2) @ g, b_shape)),
+        be.matmul(x, y),
+        (a, lambda g: unbroadcast(be.matmul(g, y.swapaxes(-1, -2)), a_shape)),
+        (b, lambda g: unbroadcast(be.matmul(x.swapaxes(-1, -2), g), b_shape)),
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from tinyllm.backend import random
 from tinyllm.backend.table import of
+from tinyllm.backend.threads import BLAS
 
 
 class Node:
@@ -262,8 +263,13 @@ def backward(y: Tensor, grad: Any = None) -> None:
     if grad.shape != y.data.shape:
         raise ValueError(f"grad has shape {grad.shape}, but the tensor has {y.shape}")
 
-    order = _topological(y.node)
-    gradients: dict[Node, list] = {y.node: [grad, False]}  # node -> [array, made by the engine?]
+    with BLAS:
+        _walk(y.node, grad)
+
+
+def _walk(root: Node, grad: Any) -> None:
+    order = _topological(root)
+    gradients: dict[Node, list] = {root: [grad, False]}  # node -> [array, made by the engine?]
     while order:
         node = order.pop()
         entry = gradients.pop(node, None)

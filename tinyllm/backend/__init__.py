@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy
 
-from tinyllm.backend.primitives import specification
+from tinyllm.backend import cpu
 from tinyllm.backend.table import BACKENDS, Backend, of, use
 
-BACKENDS["numpy"] = Backend("numpy", numpy, specification())
+BACKENDS["numpy"] = Backend("numpy", numpy, {**cpu.SPECIFICATION, **cpu.OVERRIDES})
 
 __all__ = ["BACKENDS", "Backend", "of", "use"]

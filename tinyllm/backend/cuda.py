@@ -92,6 +92,16 @@ def _packed_aligned(*arrays: Any) -> bool:
     return all(a.data.ptr % 16 == 0 for a in arrays)
 
 
+def matmul(xp, a, b, out=None):
+    y = a @ b
+    if out is None:
+        return y
+    out[...] = y  # CuPy writes products to whole arrays only
+    return out
+
+
+OVERRIDES["matmul"] = wraps(SPECIFICATION["matmul"])(matmul)  # of any dtype
+
 # ------------------------------------------------------------------------------------------------------------- NF4
 
 

@@ -18,11 +18,21 @@ from tinyllm.backend.random import raw_words
 from tinyllm.backend.table import of
 
 
+def matmul(xp, a, b, out=None):
+    """a @ b, written into `out` if it is given, which may be some columns of a larger array.
+
+    a (..., m, k), b (..., k, n); returns (..., m, n).
+    """
+    return a @ b if out is None else xp.matmul(a, b, out=out)
+
+
 def sigmoid(xp, x):
-    """1 / (1 + e^-x) as (1 + tanh(x/2)) / 2, which overflows nowhere."""
-    y = xp.tanh(x * 0.5)
+    """1 / (1 + e^-x); where e^-x overflows to infinity, this is the 0 that is meant."""
+    y = xp.negative(x, out=xp.empty_like(x))
+    with numpy.errstate(over="ignore"):
+        xp.exp(y, out=y)
     y += 1
-    y *= 0.5
+    xp.reciprocal(y, out=y)
     return y
 
 
@@ -39,7 +49,7 @@ def softmax(xp, x):
 
 def softmax_backward(xp, g, y):
     """The softmax's gradient from its output: y * (g - sum(g * y)), each (..., n)."""
-    gx = g - (g * y).sum(axis=-1, keepdims=True)
+    gx = g - xp.einsum("...i,...i->...", g, y)[..., None]
     gx *= y
     return gx
 
@@ -170,12 +180,10 @@ def rope(xp, x, cos, sin):
     negative angle, so backward calls this with -sin. Hugging Face's "rotate half" layout.
     """
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    y = xp.empty(x.shape, x.dtype)
-    xp.multiply(a, cos, out=y[..., :half])
-    y[..., :half] -= b * sin
-    xp.multiply(b, cos, out=y[..., half:])
-    y[..., half:] += a * sin
+    other = xp.concatenate([x[..., half:], x[..., :half]], axis=-1)  # the other of each pair
+    other *= xp.concatenate([-sin, sin], axis=-1)
+    y = xp.multiply(x, xp.concatenate([cos, cos], axis=-1), out=xp.empty(x.shape, x.dtype))
+    y += other
     return y
 
 
@@ -192,21 +200,19 @@ def _attention_tiles(q, k, queries=None):
 
 
 def _probabilities(xp, q, k, scale, starts, rows, seen, first):
-    """Softmaxed scores of a tile of queries, (batch, kv heads, group * tile, seen)."""
+    """A tile's queries, scaled, (batch, kv heads, group * tile, n), and softmaxed scores, (..., group * tile, seen)."""
     batch, heads, _, n = q.shape
     group = heads // k.shape[1]
     tile = rows.stop - rows.start
     # Query heads that share a key head become rows of one matmul, so keys are never repeated.
-    queries = q[:, :, rows].reshape(batch, k.shape[1], group * tile, n)
+    queries = (q[:, :, rows] * scale).reshape(batch, k.shape[1], group * tile, n)
     scores = queries @ k[:, :, :seen].swapaxes(-1, -2)
-    scores *= scale
-    if tile > 1 or starts is not None:  # one query sees all keys there are
-        keys = xp.arange(seen)
-        at = xp.arange(first, first + tile)[:, None]
-        hidden = (keys > at)[None]
-        if starts is not None:
-            hidden = hidden | (keys < starts[:, rows, None])  # (batch, tile, seen)
-        by_head = scores.reshape(batch, k.shape[1], group, tile, seen)
+    by_head = scores.reshape(batch, k.shape[1], group, tile, seen)
+    if tile > 1:  # one query sees all keys there are; of several, each sees those before the tile, and up to itself
+        at = xp.arange(tile)
+        xp.copyto(by_head[..., first:], -xp.inf, where=at > at[:, None])
+    if starts is not None:
+        hidden = xp.arange(seen) < starts[:, rows, None]  # (batch, tile, seen)
         xp.copyto(by_head, -xp.inf, where=hidden[:, None, None])
     return queries, of(q).softmax(scores)
 
@@ -244,9 +250,9 @@ def attention_backward(xp, g, q, k, v, scale, starts):
         gy = g[:, :, rows].reshape(queries.shape)
         gv[:, :, :seen] += p.swapaxes(-1, -2) @ gy
         gs = of(q).softmax_backward(gy @ v[:, :, :seen].swapaxes(-1, -2), p)
-        gs *= scale
         gq[:, :, rows] = (gs @ k[:, :, :seen]).reshape(gq[:, :, rows].shape)
-        gk[:, :, :seen] += gs.swapaxes(-1, -2) @ queries
+        gk[:, :, :seen] += gs.swapaxes(-1, -2) @ queries  # these are scaled already
+    gq *= scale
     return gq, gk, gv
 
 
@@ -320,8 +326,9 @@ def adamw_step(xp, w, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
 
 def specification() -> dict[str, Any]:
     """Every primitive by name: the table a backend starts from."""
-    functions = [sigmoid, softmax, softmax_backward, rms_norm, rms_norm_backward, layer_norm, layer_norm_backward, erf]
-    functions += [gelu, gelu_backward, silu_mul, silu_mul_backward, rope, attention, attention_backward]
+    functions = [matmul, sigmoid, softmax, softmax_backward, rms_norm, rms_norm_backward]
+    functions += [layer_norm, layer_norm_backward, erf, gelu, gelu_backward, silu_mul, silu_mul_backward]
+    functions += [rope, attention, attention_backward]
     functions += [cross_entropy, cross_entropy_backward, embedding_grad, dropout_mask, adamw_step]
     functions += [nf4_quantize, nf4_dequantize, nf4_scales, nf4_matvec]
     return {function.__name__: function for function in functions}

@@ -21,6 +21,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from tinyllm.backend import primitives
 from tinyllm.backend.table import BACKENDS, Backend
+from tinyllm.backend.threads import get_num_threads, instead_of_sharing
 
 
 class Meter:
@@ -28,13 +29,14 @@ class Meter:
 
     Attributes
     ----------
-    live, peak : int
+    live, peak, high : int
+        `high` is the most since somebody last set it.
     by_label : Counter
         The bytes alive by the label that was in force when each came.
     """
 
     def __init__(self) -> None:
-        self.live = self.peak = 0
+        self.live = self.peak = self.high = 0
         self.label = ""
         self.by_label: Counter[str] = Counter()
         self.on_peak: Callable[[], None] = lambda: None
@@ -52,6 +54,7 @@ class Meter:
     def add(self, label: str, n: int) -> None:
         self.live += n
         self.by_label[label] += n
+        self.high = max(self.high, self.live)
         if self.live > self.peak:
             self.peak = self.live
             self.on_peak()
@@ -184,10 +187,12 @@ class Ghost(NDArrayOperatorsMixin):
 
     max = min = sum = mean = _reduced
 
-    def all(self, axis: Any = None, keepdims: bool = False) -> Ghost:
-        return self._reduced(axis, keepdims, bool)
+    def all(self, axis: Any = None, keepdims: bool = False) -> Any:
+        """Asked of all elements at once: yes, as of gains (is one 0?), so that the usual way is taken."""
+        return np.True_ if axis is None and not keepdims else self._reduced(axis, keepdims, bool)
 
-    any = all
+    def any(self, axis: Any = None, keepdims: bool = False) -> Ghost:
+        return self._reduced(axis, keepdims, bool)
 
     # NumPy's ufuncs and functions -----------------------------------------------------------------------------------
 
@@ -395,6 +400,27 @@ def _adamw_step(xp, w, g, m, v, *numbers):  # type: ignore[no-untyped-def]
     primitives.adamw_step(xp, w[rows], g[rows], m[rows], v[rows], *numbers)
 
 
+def _ends(work: Callable[[Any], None], pieces: Any) -> None:
+    for piece in [*pieces[:1], *pieces[1:][-1:]]:
+        work(piece)
+
+
+def _share(work: Callable[[Any], None], pieces: Any) -> None:
+    """What `share` does with ghosts: of pieces that are all alike, the first and the last tell as much as all of them.
+
+    What the first needs for a while, each thread needs at the same time.
+    """
+    if len(pieces) < 2:
+        return _ends(work, pieces)
+    before, METER.high = METER.high, METER.live
+    with instead_of_sharing(_ends):
+        work(pieces[0])
+        for_a_while = max(0, METER.high - METER.live)
+        Ghost(for_a_while * min(len(pieces), get_num_threads()), np.uint8)  # comes and goes
+        work(pieces[-1])
+    METER.high = max(before, METER.high)
+
+
 @contextmanager
 def haunted() -> Iterator[Meter]:
     """A ``with`` block in which the engine computes on ghosts, with a meter of its own."""
@@ -404,7 +430,8 @@ def haunted() -> Iterator[Meter]:
     table = {**BACKENDS["numpy"].table, "adamw_step": _adamw_step}
     BACKENDS.setdefault("ghost", Backend("ghost", GhostModule(), table))  # type: ignore[arg-type]
     try:
-        yield METER
+        with instead_of_sharing(_share):
+            yield METER
     finally:
         METER = before
         if METER is NOBODY:

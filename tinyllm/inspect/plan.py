@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend import random
+from tinyllm.backend import BACKENDS, random
+from tinyllm.backend.cpu import WIDEST
+from tinyllm.backend.threads import get_num_threads
 from tinyllm.frozen import HalfWeight, NF4Weight
 from tinyllm.inspect.ghost import Ghost, Meter, haunted
 from tinyllm.inspect.memory import resident_memory
@@ -130,10 +132,8 @@ def plan(
     storage = storage or STORAGE[method]
     if method == "full" and storage != "float32":
         raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
-    np.ones((1024, 512), np.float32) @ np.ones(
-        (512, 1024), np.float32
-    )  # BLAS takes its work space at the first product
-    library = resident_memory() or SOMETHING
+    # BLAS takes its work space, one for each thread, at the first product that is wide enough.
+    BACKENDS["numpy"].matmul(np.ones((256, 512), np.float32), np.ones((512, WIDEST * get_num_threads()), np.float32))
     place = random.default.state
     try:
         with haunted() as meter:
@@ -152,7 +152,7 @@ def plan(
             with meter.labelled("activations"):
                 ledger.watch(model)
                 _train(model, batch_size, seq_len)
-            return ledger.plan(library, parameters)
+            return ledger.plan(resident_memory() or SOMETHING, parameters)  # planning leaves a few MB behind
     finally:
         random.default.restore(place)
 

@@ -16,6 +16,7 @@ from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import as_dtype, device, to_device
 from tinyllm.backend.table import of
+from tinyllm.backend.threads import BLAS
 from tinyllm.frozen import FrozenWeight, store
 from tinyllm.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.cache import KVCache
@@ -249,11 +250,12 @@ class DecoderModel(Module):
         else:
             rope = rope_tables(positions, rope_frequencies(c), np.float32 if self.half else self.dtype, xp)
         x = self.dropout(x)
-        for i, layer in enumerate(self.layers):
-            if self.checkpointing and cache is None:
-                x = checkpoint(lambda x, layer=layer, i=i: layer(x, rope, starts, None, i), x)
-            else:
-                x = layer(x, rope, starts, cache, i)
+        with BLAS:
+            for i, layer in enumerate(self.layers):
+                if self.checkpointing and cache is None:
+                    x = checkpoint(lambda x, layer=layer, i=i: layer(x, rope, starts, None, i), x)
+                else:
+                    x = layer(x, rope, starts, cache, i)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.norm(x)

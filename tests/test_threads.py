@@ -1,0 +1,292 @@
+"""Operations shared among threads: the same numbers whoever computes them, and nothing lost when one fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.strategies import seeds
+from tinyllm.backend import BACKENDS, cpu, threads
+from tinyllm.backend.threads import BLAS, at_a_piece, cut, deal, get_num_threads, set_num_threads, share
+
+be = BACKENDS["numpy"]
+
+
+@pytest.fixture
+def several():
+    before = get_num_threads()
+    set_num_threads(3)
+    yield
+    set_num_threads(before)
+
+
+def normal(rng, *shape, dtype=np.float32):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 40), st.integers(1, 9))
+def test_slices_cover_everything_once(n, unit, times, count):
+    before, most = get_num_threads(), unit * times
+    set_num_threads(count)
+    try:
+        for slices in (cut(n, unit), deal(n, unit, most)):
+            assert slices[0].start == 0 and slices[-1].stop == n
+            assert all(a.stop == b.start for a, b in zip(slices, slices[1:], strict=False))
+            assert all(p.start % unit == 0 and p.stop > p.start for p in slices)
+        assert all(p.stop - p.start <= most for p in deal(n, unit, most))
+    finally:
+        set_num_threads(before)
+
+
+def test_every_piece_is_worked_at_once_and_by_several(several):
+    seen, who = [], set()
+
+    def work(piece):
+        seen.append(piece)
+        who.add(threading.get_ident())
+        assert at_a_piece()
+        time.sleep(0.002)  # so that the others come in time
+
+    share(work, range(60))
+    assert sorted(seen) == list(range(60)) and len(who) == 3 and not at_a_piece()
+
+
+def test_a_share_within_a_piece_stays_in_its_thread(several):
+    def work(piece):
+        mine, here = threading.get_ident(), []
+        share(lambda inner: here.append(threading.get_ident()), range(8))
+        assert here == [mine] * 8
+
+    share(work, range(6))
+
+
+def test_nothing_to_do_and_one_thread():
+    share(pytest.fail, [])
+    before, done = get_num_threads(), []
+    set_num_threads(1)
+    try:
+        share(lambda piece: done.append(threading.get_ident()), range(5))
+    finally:
+        set_num_threads(before)
+    assert done == [threading.get_ident()] * 5
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5])
+def test_a_wrong_number_of_threads(wrong):
+    with pytest.raises(ValueError, match="whole number above 0"):
+        set_num_threads(wrong)
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+
+
+@pytest.mark.parametrize("where", [0, 5, 11])
+def test_what_a_piece_raises_comes_out_when_all_have_ended(several, where):
+    at_work = []
+
+    def work(piece):
+        at_work.append(piece)
+        time.sleep(0.001)
+        if piece == where:
+            raise ZeroDivisionError(f"piece {piece}")
+        at_work.remove(piece)
+
+    for _ in range(3):  # and the threads are still there afterwards
+        at_work.clear()
+        with pytest.raises(ZeroDivisionError, match=f"piece {where}"):
+            share(work, range(12))
+        assert at_work == [where] and BLAS.holders == 0
+    done = []
+    share(done.append, range(12))
+    assert sorted(done) == list(range(12))
+
+
+def test_errstate_and_warnings_hold_in_every_thread(several):
+    huge = np.full(4, 3e38, np.float32)
+
+    def work(piece):
+        time.sleep(0.001)
+        assert np.isinf(huge * 2).all()
+
+    with np.errstate(over="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        share(work, range(12))
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        share(work, range(12))
+
+
+# ------------------------------------------------------------------------------------------------------------ BLAS
+
+
+def test_blas_is_held_to_one_thread_and_let_go(several):
+    def blas():
+        return [library.num_threads for library in BLAS.libraries]
+
+    before, inside = blas(), []
+    share(lambda piece: inside.append(blas()), range(6))
+    with BLAS, BLAS:
+        inside.append(blas())
+    assert inside == [[1] * len(before)] * 7 and blas() == before
+
+
+@pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_the_usual_variables_count(name):
+    if not BLAS.libraries or BLAS.libraries[0].internal_api != "openblas":
+        pytest.skip("not run: NumPy's BLAS is not OpenBLAS")
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")} | {name: "1"}
+    command = [sys.executable, "-c", "import tinyllm; print(tinyllm.get_num_threads())"]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="not run: there is no fork here")
+def test_a_forked_process_makes_its_own_threads(several):
+    share(lambda piece: None, range(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+        child = os.fork()
+    if child == 0:
+        done = []
+        share(done.append, range(50))
+        os._exit(0 if sorted(done) == list(range(50)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# --------------------------------------------------------------------- overrides are the specification, at any size
+
+
+def large(name, rng, dtype):
+    """Arguments of an override, large enough to be cut, with rows that no piece divides evenly."""
+
+    def r(*shape):
+        return normal(rng, *shape, dtype=dtype)
+
+    rows, n = int(rng.integers(700, 800)), int(rng.integers(760, 800))
+    x, g, w, b = r(rows, n), r(rows, n), r(n), r(n)
+    column = np.abs(r(rows, 1))
+    batch, time, n_keys = int(rng.integers(1, 6)), int(rng.integers(200, 260)), 64
+    q, k, v = r(batch, 6, time, n_keys), r(batch, 2, time, n_keys), r(batch, 2, time, n_keys)
+    starts = np.minimum(rng.integers(0, time, (batch, time)), np.arange(time)) if rng.integers(2) else None
+    blocks = int(rng.integers(20_000, 30_000))
+    match name:
+        case "softmax":
+            return (x,)
+        case "softmax_backward":
+            return (g, x)
+        case "rms_norm":
+            return (x, w, 1e-5)
+        case "rms_norm_backward":
+            return (g, x, w, column)
+        case "layer_norm":
+            return (x, w, b, 1e-5)
+        case "layer_norm_backward":
+            return (g, x, w, r(rows, 1), column)
+        case "gelu":
+            return (x, True)
+        case "gelu_backward":
+            return (g, x, False)
+        case "silu_mul":
+            return (x, g)
+        case "silu_mul_backward":
+            return (g, x, r(rows, n))
+        case "rope":
+            x = r(batch, time, 24, 128).swapaxes(1, 2)
+            return (x, r(1 + (batch - 1) * int(rng.integers(2)), 1, time, 64), r(1, 1, time, 64))
+        case "attention":
+            return (q, k, v, 0.125, starts)
+        case "attention_backward":
+            return (r(*q.shape), q, k, v, 0.125, starts)
+        case "adamw_step":
+            return (x, g, r(rows, n), np.abs(r(rows, n)), 3, 1e-2, 0.9, 0.99, 1e-3, 0.1)
+        case "nf4_quantize":
+            return (normal(rng, blocks * 64 + int(rng.integers(64))), 64)
+        case "nf4_dequantize":
+            size = blocks * 64 + int(rng.integers(64))
+            packed = rng.integers(0, 256, (size + 1) // 2).astype(np.uint8)
+            return (packed, rng.random(blocks - 9, np.float32), 64, size - 640, 640, None, dtype)
+        case "nf4_scales":
+            codes = rng.integers(0, 256, blocks).astype(np.uint8)
+            return (codes, rng.random(-(-blocks // 256), np.float32), np.float32(0.3), normal(rng, 256))
+        case "nf4_matvec":
+            out, n = blocks // 20, 96  # rows that begin inside a block of 64
+            packed = rng.integers(0, 256, out * n // 2).astype(np.uint8)
+            return (r(2, n), packed, rng.random(-(-out * n // 64), np.float32), 64, out)
+    raise NotImplementedError(f"give the override {name!r} large arguments here")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", sorted({*cpu.OVERRIDES} - {"matmul"}))
+@settings(max_examples=6)
+@given(seed=seeds, count=st.integers(1, 5))
+def test_an_override_is_its_specification_to_the_bit(name, dtype, seed, count):
+    def run(function):
+        arguments = large(name, np.random.default_rng(seed), dtype)
+        y = function(np, *arguments)
+        return list(arguments[:4]) if y is None else [*(y if isinstance(y, tuple) else (y,))]
+
+    before = get_num_threads()
+    set_num_threads(count)
+    try:
+        shared = run(cpu.OVERRIDES[name])
+    finally:
+        set_num_threads(before)
+    with BLAS:
+        wanted = run(cpu.SPECIFICATION[name])
+    for a, b in zip(shared, wanted, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        if name in ("attention", "attention_backward", "nf4_matvec"):  # products of other stacks of matrices
+            error = np.abs(a.astype(np.float64) - b)
+            assert error.max() <= 64 * np.finfo(dtype).eps * max(1, np.abs(b).max())
+        else:
+            np.testing.assert_array_equal(a, b)
+
+
+@given(seeds, st.sampled_from([np.float32, np.float64]), st.integers(1, 5), st.booleans(), st.booleans(), st.booleans())
+@settings(max_examples=30)
+def test_a_large_product_is_numpys_to_rounding(seed, dtype, count, turned, into, tall):
+    rng = np.random.default_rng(seed)
+    m, k, n = int(rng.integers(120, 300)), int(rng.integers(100, 200)), int(rng.integers(600, 5000))
+    m, n = (n, m) if tall else (m, n)
+    a = normal(rng, m, k, dtype=dtype)
+    b = normal(rng, n, k, dtype=dtype).T if turned else normal(rng, k, n, dtype=dtype)
+    out = np.full((m, n + 7), np.nan, dtype)[:, 3:-4] if into else None
+    before = get_num_threads()
+    set_num_threads(count)
+    try:
+        y = be.matmul(a, b, out)
+    finally:
+        set_num_threads(before)
+    assert y.dtype == dtype and (out is None or y is out)
+    wide = [x.astype(np.longdouble if dtype == np.float64 else np.float64) for x in (a, b)]
+    assert (np.abs(y - wide[0] @ wide[1]) <= (k + 2) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b))).all()
+
+
+def test_only_threads_change_the_last_bits_of_products_and_a_run_repeats():
+    rng = np.random.default_rng(0)
+    a, b = normal(rng, 300, 500), normal(rng, 500, 700)
+    assert all(np.array_equal(be.matmul(a, b), be.matmul(a, b)) for _ in range(20))
+
+
+def test_helpers_hold_no_array_while_they_wait(several):
+    import weakref
+
+    array = np.zeros(10)
+    alive = weakref.ref(array)
+    share(lambda piece, array=array: array.sum(), range(9))
+    del array
+    for _ in range(100):
+        if alive() is None:
+            break
+        time.sleep(0.01)
+    assert alive() is None and threads._helpers >= 2

@@ -1,0 +1,191 @@
+"""Several threads at one array operation: it is cut into pieces, and each thread takes the next one when it is free.
+
+NumPy lets other threads run while it computes, so this takes a queue and no more. A BLAS has threads of its own; here
+it is kept to one while the pieces are worked at, because its threads spin as they wait for each other: with a second
+busy program on the same cores they are slower than one alone. Read next: `cpu.py`, what is cut and how.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
+
+
+class _Blas:
+    """The BLAS libraries loaded here, held to one thread inside ``with BLAS:``, by however many threads at once."""
+
+    def __init__(self) -> None:
+        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        self.threads = [library.num_threads for library in self.libraries]
+        self.holders, self.lock = 0, threading.Lock()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.holders += 1
+            if self.holders == 1:
+                self.threads = [library.num_threads for library in self.libraries]
+                for library in self.libraries:
+                    library.set_num_threads(1)
+
+    def __exit__(self, *error: Any) -> None:
+        with self.lock:
+            self.holders -= 1
+            if self.holders == 0:
+                for library, n in zip(self.libraries, self.threads, strict=True):
+                    library.set_num_threads(n)
+
+
+BLAS = _Blas()
+_jobs: SimpleQueue = SimpleQueue()
+_here = threading.local()  # .busy: this thread is at a piece; .instead: see `instead_of_sharing`
+_helpers = 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# What BLAS would have taken: it has read OPENBLAS_NUM_THREADS, OMP_NUM_THREADS and the like.
+_threads = max(1, min([_cores(), *BLAS.threads]))
+
+
+def get_num_threads() -> int:
+    """How many threads share an operation."""
+    return _threads
+
+
+def set_num_threads(n: int) -> None:
+    """Share operations among `n` threads; 1 computes everything in the thread that asks.
+
+    At the start it is what NumPy's BLAS would take: the cores there are, or what ``OPENBLAS_NUM_THREADS``,
+    ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` says. Matrix products are cut by this number, so their last bits depend
+    on it; nothing else does.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not a whole number above 0.
+    """
+    global _threads
+    if n != int(n) or n < 1:
+        raise ValueError(f"the number of threads must be a whole number above 0, not {n}")
+    _threads = int(n)
+
+
+def at_a_piece() -> bool:
+    """Whether this thread is at a piece already, so that cutting further gains nothing."""
+    return getattr(_here, "busy", False)
+
+
+def cut(n: int, size: int) -> list[slice]:
+    """0..n in slices of `size`; the last may be shorter."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def deal(n: int, unit: int, most: int) -> list[slice]:
+    """0..n in one large slice for each thread, then one small: who was held up by other programs takes fewer of these.
+
+    Slices begin at multiples of `unit` and are no longer than `most`, which is one of them.
+    """
+    large = max(unit, n * 4 // 5 // _threads // unit * unit)
+    if large >= most:
+        return cut(n, most)
+    first = cut(min(n, large * _threads), large)
+    rest = n - first[-1].stop
+    small = max(unit, -(-rest // _threads // unit) * unit)
+    return first + [slice(p.start + first[-1].stop, p.stop + first[-1].stop) for p in cut(rest, small)]
+
+
+def share(work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
+    """Call ``work(piece)`` for every piece, several at once; return when all are done.
+
+    Pieces are taken in order but end in any; what is added up over them must be added up in order afterwards. A share
+    within a piece is worked at by the thread that is at the piece.
+
+    Raises
+    ------
+    Exception
+        What a piece raised, the first of them; the pieces not begun are dropped then.
+    """
+    global _helpers
+    if getattr(_here, "instead", None) is not None:
+        _here.instead(work, pieces)
+        return
+    others = 0 if at_a_piece() else min(_threads, len(pieces)) - 1
+    if others < 1:
+        for piece in pieces:
+            work(piece)
+        return
+    while _helpers < others:  # made when first needed, never ended
+        _helpers += 1
+        threading.Thread(target=_help, daemon=True, name=f"tinyllm-{_helpers}").start()
+    todo, done = deque(pieces), SimpleQueue()  # type: ignore[var-annotated]
+    with BLAS:
+        for _ in range(others):
+            # A context of its own each: np.errstate and the like hold in the pieces, too.
+            _jobs.put((copy_context(), work, todo, done))
+        _work_at(work, todo, done)
+        errors = [done.get() for _ in pieces]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _help() -> None:
+    while True:
+        context, work, todo, done = _jobs.get()
+        context.run(_work_at, work, todo, done)
+        del context, work, todo, done  # while it waits it holds no array
+
+
+def _work_at(work: Callable[[Any], None], todo: deque, done: SimpleQueue) -> None:
+    """Take pieces until there are none; say of each, done or dropped, what became of it."""
+    _here.busy = True
+    failed = False
+    try:
+        while True:
+            try:
+                piece = todo.popleft()
+            except IndexError:
+                return
+            try:
+                if not failed:
+                    work(piece)
+                done.put(None)
+            except BaseException as error:
+                failed = True
+                done.put(error)
+    finally:
+        _here.busy = False
+
+
+@contextmanager
+def instead_of_sharing(function: Callable[[Callable, Sequence], None]) -> Iterator[None]:
+    """A ``with`` block in which `share` calls ``function(work, pieces)`` and is done.
+
+    For arrays without content (`inspect/ghost.py`), where a few pieces tell about all of them.
+    """
+    before, _here.instead = getattr(_here, "instead", None), function
+    try:
+        yield
+    finally:
+        _here.instead = before
+
+
+def _forget() -> None:
+    """A forked process has the memory of its threads, and none of them."""
+    global _helpers, _jobs
+    _helpers, _jobs = 0, SimpleQueue()
+    BLAS.holders, BLAS.lock = 0, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
