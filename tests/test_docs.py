@@ -10,6 +10,7 @@ import contextlib
 import io
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def test_long_commands_and_comments_are_read():
 def test_the_guides_commands_run(tmp_path, monkeypatch):
     """In the order of the page and as printed, on a tiny model and a few notes, and two steps long at the most."""
     from tinyllm import assets
-    from tinyllm.cli import finetune, main, options
+    from tinyllm.cli import finetune, main
     from tinyllm.models import DecoderModel
     from tinyllm.models.config import llama_shape
     from tinyllm.tokenizer import Tokenizer
@@ -175,8 +176,9 @@ def test_the_guides_commands_run(tmp_path, monkeypatch):
     talk = '{"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]}\n'
     Path("chats.jsonl").write_text(talk * 40, encoding="utf-8")
     Path("notes.txt").write_text("Once there was a note, and then another. " * 200, encoding="utf-8")
-    for module in (options, finetune):
-        monkeypatch.setattr(module, "model_folder", lambda name: Path("path/to/model"))
+    for name, module in list(sys.modules.items()):  # every verb's: a new machine has fetched nothing
+        if name.startswith("tinyllm.cli.") and hasattr(module, "model_folder"):
+            monkeypatch.setattr(module, "model_folder", lambda name: Path("path/to/model"))
     plain = finetune.TrainConfig
     monkeypatch.setattr(finetune, "TrainConfig", lambda **given: plain(**{**given, "steps": min(given["steps"], 2)}))
     ran = 0
