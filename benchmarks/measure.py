@@ -38,6 +38,17 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def unfit(settings: dict[str, Any]) -> str | None:
+    """Why a contender is not run on this CPU: without instructions for it, torch takes a minute for a bfloat16 step."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None  # not Linux: it may be quick
+    if settings["worker"] != "torch" or settings.get("dtype") != "bfloat16" or "bf16" in flags:
+        return None
+    return "this CPU has no instructions for bfloat16 products"
+
+
 def disagreement(ours: list[float], theirs: list[float]) -> str | None:
     """Why the two are not the same work, or None if their first losses are equal to within `SAME`."""
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True), 1):
@@ -101,6 +112,9 @@ def run_case(
         for name, settings in CASES[case].items():
             if settings.get("compile") and not compiling:
                 result["not_run"][name] = "left out with --no-compile"
+                continue
+            if why := unfit(settings):
+                result["not_run"][name] = why
                 continue
             attempt(name, lambda name=name, settings=settings: start(name, settings))
         for turn in range(WARM_UP + rounds):

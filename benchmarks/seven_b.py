@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import BNB, CHECKPOINTING, OURS
-from measure import disagreement, machine, write
+from measure import disagreement, machine, unfit, write
 from protocol import NotRun, Worker, WorkerError
 from rich.console import Console
 from rich.table import Table
@@ -57,6 +57,9 @@ def measure_all(names: list[str], shape: Shape, threads: int, python: str) -> di
         "not_run": {}, "failed": {}, "refused": {},
     }  # fmt: skip
     for name in names:
+        if why := unfit(CONTENDERS[name]):
+            result["not_run"][name] = why
+            continue
         try:
             held = measure_one(name, shape, threads, python)
         except NotRun as error:

@@ -31,10 +31,11 @@ VARIABLES = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "acce
 PRODUCT = """
 import time
 import numpy as np
+from tinyllm.backend import BACKENDS
 x, w, times = np.ones((512, 576), "f"), np.ones((1536, 576), "f"), []
 for _ in range(40):
     began = time.perf_counter()
-    x @ w.T
+    BACKENDS["numpy"].matmul(x, w.T)
     times.append(time.perf_counter() - began)
 print(2 * 512 * 576 * 1536 / sorted(times)[20] / 1e9)
 """
@@ -130,8 +131,8 @@ def advice(speeds: dict[int, float], variable: str, now: str | None) -> str:
 def speed(count: int) -> float:
     """GFLOP/s of a layer's product with so many threads; 0 if it cannot be had.
 
-    In a process of its own, since a BLAS reads its number of threads when it starts. The median of the wall-clock time
-    counts: threads that spin while they wait for a busy core are slow, and nothing else shows it.
+    In a process of its own, where the variables count from the start. The median of the wall-clock time counts: a
+    thread whose core is busy with something else keeps the others waiting, and nothing else shows it.
     """
     environment = {**os.environ, **dict.fromkeys(THREADS, str(count))}
     try:
