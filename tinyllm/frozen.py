@@ -181,7 +181,7 @@ class HalfWeight(FrozenWeight):
     def _widen(self, bits: Any, out: Any) -> Any:
         if self.storage == self.dtype.name:  # half precision computes
             out[...] = bits.view(self.dtype)
-        elif out.dtype != np.float32 or self.xp is not np:
+        elif out.dtype != np.float32 or self.xp.__name__ == "cupy":
             out[...] = bits.view(np.float16) if self.storage == "float16" else from_bfloat16(bits)
         elif self.storage == "float16":
             widen_float16(bits, out)
