@@ -66,7 +66,12 @@ def test_every_piece_is_worked_at_once_and_by_several(several):
 def test_a_share_within_a_piece_stays_in_its_thread(several):
     def work(piece):
         mine, here = threading.get_ident(), []
-        share(lambda inner: here.append(threading.get_ident()), range(8))
+
+        def note(inner):
+            here.append(threading.get_ident())
+            time.sleep(0.0005)  # another would come in time
+
+        share(note, range(8))
         assert here == [mine] * 8
 
     share(work, range(6))
@@ -113,6 +118,19 @@ def test_what_a_piece_raises_comes_out_when_all_have_ended(several, where):
     assert sorted(done) == list(range(12))
 
 
+def test_pieces_not_begun_are_dropped_after_a_failure(several):
+    begun = []
+
+    def work(piece):
+        begun.append(piece)
+        time.sleep(0.001)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        share(work, range(1000))
+    assert len(begun) <= 3
+
+
 def test_errstate_and_warnings_hold_in_every_thread(several):
     huge = np.full(4, 3e38, np.float32)
 
@@ -134,11 +152,13 @@ def test_blas_is_held_to_one_thread_and_let_go(several):
     def blas():
         return [library.num_threads for library in BLAS.libraries]
 
+    for library in BLAS.libraries:  # wherever an earlier fault may have left it
+        library.set_num_threads(2)
     before, inside = blas(), []
     share(lambda piece: inside.append(blas()), range(6))
     with BLAS, BLAS:
         inside.append(blas())
-    assert inside == [[1] * len(before)] * 7 and blas() == before
+    assert inside == [[1] * len(before)] * 7 and blas() == before == [2] * len(before)
 
 
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
@@ -157,27 +177,33 @@ def test_a_forked_process_makes_its_own_threads(several):
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
         child = os.fork()
     if child == 0:
-        done = []
-        share(done.append, range(50))
-        os._exit(0 if sorted(done) == list(range(50)) else 1)
+        who = set()
+
+        def work(piece):
+            who.add(threading.get_ident())
+            time.sleep(0.002)
+
+        share(work, range(50))
+        os._exit(0 if len(who) > 1 else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
 # --------------------------------------------------------------------- overrides are the specification, at any size
 
 
-def large(name, rng, dtype):
+def large(name, seed, dtype):
     """Arguments of an override, large enough to be cut, with rows that no piece divides evenly."""
 
     def r(*shape):
         return normal(rng, *shape, dtype=dtype)
 
+    rng = np.random.default_rng(seed)
     rows, n = int(rng.integers(700, 800)), int(rng.integers(760, 800))
     x, g, w, b = r(rows, n), r(rows, n), r(n), r(n)
     column = np.abs(r(rows, 1))
-    batch, time, n_keys = int(rng.integers(1, 6)), int(rng.integers(200, 260)), 64
+    batch, time, n_keys = int(rng.integers(1, 7)), int(rng.integers(200, 260)), 64
     q, k, v = r(batch, 6, time, n_keys), r(batch, 2, time, n_keys), r(batch, 2, time, n_keys)
-    starts = np.minimum(rng.integers(0, time, (batch, time)), np.arange(time)) if rng.integers(2) else None
+    starts = np.minimum(rng.integers(0, time, (batch, time)), np.arange(time)) if seed % 4 else None
     blocks = int(rng.integers(20_000, 30_000))
     match name:
         case "softmax":
@@ -219,7 +245,7 @@ def large(name, rng, dtype):
             codes = rng.integers(0, 256, blocks).astype(np.uint8)
             return (codes, rng.random(-(-blocks // 256), np.float32), np.float32(0.3), normal(rng, 256))
         case "nf4_matvec":
-            out, n = blocks // 20, 96  # rows that begin inside a block of 64
+            out, n = blocks // 4, 96  # rows that begin inside a block of 64
             packed = rng.integers(0, 256, out * n // 2).astype(np.uint8)
             return (r(2, n), packed, rng.random(-(-out * n // 64), np.float32), 64, out)
     raise NotImplementedError(f"give the override {name!r} large arguments here")
@@ -227,11 +253,11 @@ def large(name, rng, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", sorted({*cpu.OVERRIDES} - {"matmul"}))
-@settings(max_examples=6)
+@settings(max_examples=10)
 @given(seed=seeds, count=st.integers(1, 5))
 def test_an_override_is_its_specification_to_the_bit(name, dtype, seed, count):
     def run(function):
-        arguments = large(name, np.random.default_rng(seed), dtype)
+        arguments = large(name, seed, dtype)
         y = function(np, *arguments)
         return list(arguments[:4]) if y is None else [*(y if isinstance(y, tuple) else (y,))]
 
