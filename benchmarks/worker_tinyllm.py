@@ -182,6 +182,17 @@ def in_matmul(frame: FrameType, known: dict[CodeType, dict]) -> bool:
     return name.endswith("MATRIX_MULTIPLY")  # Python 3.10
 
 
+def multiplying(main: int, known: dict[CodeType, dict]) -> bool:
+    """Whether the thread `main` multiplies matrices, or waits for another that does its part of an operation."""
+    from tinyllm.backend.threads import share
+
+    frames = sys._current_frames()
+    if frames[main].f_code.co_filename != share.__code__.co_filename:
+        return in_matmul(frames[main], known)
+    helpers = [thread.ident for thread in threading.enumerate() if thread.name.startswith("tinyllm-")]
+    return any(in_matmul(frames[helper], known) for helper in helpers if helper in frames)
+
+
 def matmul_share(spec: dict[str, Any]) -> Step:
     """A second thread looks a thousand times a second at which instruction the step stands.
 
@@ -197,7 +208,7 @@ def matmul_share(spec: dict[str, Any]) -> Step:
 
         def look() -> None:
             while not done.wait(0.001):
-                seen[in_matmul(sys._current_frames()[main], known)] += 1
+                seen[multiplying(main, known)] += 1
 
         watcher = threading.Thread(target=look)
         watcher.start()

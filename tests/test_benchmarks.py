@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import threading
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +29,8 @@ import scaling  # noqa: E402
 import seven_b  # noqa: E402
 import worker_tinyllm  # noqa: E402
 from shapes import SHAPES, Numbers, llama_2_7b  # noqa: E402
+
+from tinyllm.backend.threads import get_num_threads, set_num_threads, share  # noqa: E402
 
 SMALL = replace(
     SHAPES["tiny"], vocab_size=128, hidden_size=64, num_layers=1, num_heads=1, intermediate_size=128, time=16
@@ -180,6 +184,35 @@ def test_the_sampler_knows_a_matmul_when_it_stands_at_one():
     offsets = [(i, line) for begin, end, line in both.__code__.co_lines() if line for i in range(begin, end, 2)]
     assert True in at(1) and True in at(2)
     assert at(3) == {False}
+
+
+@pytest.mark.parametrize("busy, wanted", [(lambda a: a @ a, True), (lambda a: np.add(a, a), False)])
+def test_the_sampler_counts_waiting_for_anothers_product(busy, wanted):
+    a, main, seen = np.ones((300, 300)), threading.get_ident(), []
+    begun, enough = threading.Barrier(2), threading.Event()
+
+    def work(piece):
+        begun.wait(10)  # each thread has one of the two
+        while threading.get_ident() != main and not enough.is_set():
+            busy(a)
+
+    def look():
+        begun_at = time.monotonic()
+        while time.monotonic() - begun_at < 0.5:
+            seen.append(worker_tinyllm.multiplying(main, {}))
+            time.sleep(0.001)
+        enough.set()
+
+    before = get_num_threads()
+    set_num_threads(2)
+    try:
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        share(work, range(2))
+        watcher.join()
+    finally:
+        set_num_threads(before)
+    assert any(seen) == wanted
 
 
 def test_the_page_says_what_the_json_says():

@@ -18,7 +18,7 @@ from tinyllm.double_quant import dequantize_absmax, quantize_absmax
 from tinyllm.nf4 import check_block_size, refuse_non_finite
 from tinyllm.tensor import Tensor, op
 
-TILE_BYTES = 1 << 20  # of each thread: large enough for a product at full speed, and for the cache
+TILE_BYTES = 4 << 20  # of each thread: rows enough even of wide matrices, since each product copies all of x first
 WORTH = 1 << 14  # weights from which on the tiles of a matrix are shared among threads
 SIGN_EXPONENT_MANTISSA = np.int32(~0x70001FFF)  # of a float16 that was shifted 13 places to the left
 FEW_ROWS = 4  # so few that reading the weight is all the work: decoding

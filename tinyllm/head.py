@@ -13,11 +13,11 @@ import numpy as np
 
 from tinyllm.backend.table import of
 from tinyllm.backend.threads import cut, share
-from tinyllm.frozen import FrozenWeight
+from tinyllm.frozen import TILE_BYTES, FrozenWeight
 from tinyllm.functional import IGNORE, cross_entropy, live_targets
 from tinyllm.tensor import Tensor, checkpoint, op, wants_grad
 
-CHUNK_BYTES = 18 << 20  # one chunk of logits: rows enough for a fast matmul
+CHUNK_BYTES = 26 << 20  # one chunk of logits: rows enough for a fast matmul
 BLOCK_BYTES = 1 << 20  # the few of its rows that become losses and gradients at once, and stay in cache meanwhile
 
 
@@ -69,7 +69,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
         if gx is not None:
             gx[start : start + height] = stored.multiply_back(logits) if frozen else be.matmul(logits, stored)
         if gw is not None:
-            gw += be.matmul(logits.T, x_part)
+            _add_product(be, gw, logits, x_part)
 
     def scaled(made: Any, g: Any) -> Any:
         if half:
@@ -80,6 +80,17 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     if isinstance(weight, Tensor):
         edges.append((weight, lambda g: scaled(gw, g)))
     return op(total / live, *edges)
+
+
+def _add_product(be: Any, gw: Any, logits: Any, x: Any) -> None:
+    """gw += logits.T @ x, some classes at once: no second array of the weight's size is made."""
+    classes, n = gw.shape
+    on_card = be.xp.__name__ == "cupy"
+
+    def work(some: slice) -> None:
+        gw[some] += be.matmul(logits[:, some].T, x)
+
+    share(work, cut(classes, classes if on_card else max(1, TILE_BYTES // (n * gw.dtype.itemsize))))
 
 
 def _loss(be: Any, logits: Any, labels: Any, each: float | None) -> Any:

@@ -86,7 +86,7 @@ def matmul(xp, a, b, out=None):
         with BLAS:  # its threads would go on spinning after a small product, on cores that the next piece wants
             return SPECIFICATION["matmul"](xp, a, b, out)
     y = xp.empty((m, n), numpy.result_type(a.dtype, b.dtype)) if out is None else out
-    if m > n:
+    if 2 * m > n:  # rows of the result lie together
         share(lambda piece: xp.matmul(a[piece], b, out=y[piece]), deal(m, ALIGNED, WIDEST))
     else:
         share(lambda piece: xp.matmul(a, b[:, piece], out=y[:, piece]), deal(n, ALIGNED, WIDEST))
@@ -153,7 +153,7 @@ def attention_backward(xp, g, q, k, v, scale, starts):
 def adamw_step(xp, w, g, m, v, *numbers):
     if w.size < WORTH or w.ndim < 2:
         return SPECIFICATION["adamw_step"](xp, w, g, m, v, *numbers)
-    rows = cut(len(w), max(1, 2 * PIECE * len(w) // w.size))
+    rows = cut(len(w), max(1, PIECE * len(w) // w.size))
     share(lambda row: SPECIFICATION["adamw_step"](xp, w[row], g[row], m[row], v[row], *numbers), rows)
 
 

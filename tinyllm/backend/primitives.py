@@ -300,28 +300,25 @@ def dropout_mask(xp, state, shape, p, dtype):
     return (stays * numpy.dtype(dtype).type(1 / (1 - p))).reshape(shape)
 
 
-ADAMW_BLOCK = 1 << 14  # numbers
-
-
 def adamw_step(xp, w, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     """One AdamW update, in place in w, m and v (Loshchilov & Hutter 2019, algorithm 2), in PyTorch's order.
 
     `step` counts from 1. All arrays of one shape; the update is w -= lr*wd*w, then lr * mhat / (sqrt(vhat) + eps).
     """
-    if w.ndim and len(w) > 1 and w.size > ADAMW_BLOCK:  # a few rows at a time: what belongs to them stays in cache
-        few = max(1, ADAMW_BLOCK * len(w) // w.size)
-        for start in range(0, len(w), few):
-            part = slice(start, start + few)
-            adamw_step(xp, w[part], g[part], m[part], v[part], step, lr, beta1, beta2, eps, weight_decay)
-        return
     w *= 1 - lr * weight_decay
-    m += (1 - beta1) * (g - m)
+    change = g - m
+    change *= 1 - beta1
+    m += change
+    square = xp.multiply(g, g, out=change)
+    square *= 1 - beta2
     v *= beta2
-    v += (1 - beta2) * (g * g)
-    denominator = xp.sqrt(v)
-    denominator /= math.sqrt(1 - beta2**step)
-    denominator += eps
-    w -= (lr / (1 - beta1**step)) * (m / denominator)
+    v += square
+    change = xp.sqrt(v, out=change)
+    change /= math.sqrt(1 - beta2**step)
+    change += eps
+    xp.divide(m, change, out=change)
+    change *= lr / (1 - beta1**step)
+    w -= change
 
 
 def specification() -> dict[str, Any]:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 
-from tinyllm.backend import primitives
 from tinyllm.backend.table import BACKENDS, Backend
 from tinyllm.backend.threads import get_num_threads, instead_of_sharing
 
@@ -394,12 +393,6 @@ class GhostModule:
         return getattr(FUNCTIONS, name, None) or getattr(np, name)
 
 
-def _adamw_step(xp, w, g, m, v, *numbers):  # type: ignore[no-untyped-def]
-    """The specification on the first of its blocks: what the others need is the same memory again."""
-    rows = slice(0, max(1, primitives.ADAMW_BLOCK * len(w) // w.size)) if w.ndim else ...
-    primitives.adamw_step(xp, w[rows], g[rows], m[rows], v[rows], *numbers)
-
-
 def _ends(work: Callable[[Any], None], pieces: Any) -> None:
     for piece in [*pieces[:1], *pieces[1:][-1:]]:
         work(piece)
@@ -427,8 +420,7 @@ def haunted() -> Iterator[Meter]:
     global METER
     before, METER = METER, Meter()
     # Of a block within a block, the backend is the same; only the meter is another.
-    table = {**BACKENDS["numpy"].table, "adamw_step": _adamw_step}
-    BACKENDS.setdefault("ghost", Backend("ghost", GhostModule(), table))  # type: ignore[arg-type]
+    BACKENDS.setdefault("ghost", Backend("ghost", GhostModule(), BACKENDS["numpy"].table))  # type: ignore[arg-type]
     try:
         with instead_of_sharing(_share):
             yield METER
