@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ from protocol import NotRun, Worker, WorkerError
 from shapes import Shape
 
 WARM_UP = 3  # steps before the rounds, and those whose losses are compared
+PAUSE = 0.3  # seconds before a step that counts: the threads of the one before may spin for 0.2 s after their work
 SAME = 1e-5  # how far float32 losses may be apart, relative: rounding in another order, after two updates
 
 
@@ -121,6 +123,7 @@ def run_case(
             part = "warm_up" if turn < WARM_UP else "steps"
             order = list(workers) if turn % 2 == 0 else list(workers)[::-1]  # nobody always follows the same one
             for name in order:
+                time.sleep(PAUSE if part == "steps" else 0)
                 measured = attempt(name, workers[name].step)
                 if measured is not None:
                     held[name][part].append(measured)
@@ -147,6 +150,11 @@ def middle(contender: dict[str, Any], measure: str) -> float:
     return median(step[measure] for step in contender["steps"])
 
 
+def speed(ours: dict[str, Any], theirs: dict[str, Any], measure: str) -> float:
+    """How many times as fast we are: the median of each round's own ratio, because the machine's pace drifts."""
+    return median(b[measure] / a[measure] for a, b in zip(ours["steps"], theirs["steps"], strict=True))
+
+
 def task(result: dict[str, Any]) -> str:
     """What kind of work the case is."""
     return next(iter(CASES[result["case"]].values()))["task"]
@@ -168,7 +176,7 @@ def figure(result: dict[str, Any], target: Target) -> float | None:
         return middle(ours, measure) * UNITS[measure][1]
     theirs = known[str(target.peer)]
     if target.figure == "speed":
-        return middle(theirs, measure) / middle(ours, measure)
+        return speed(ours, theirs, measure)
     return ours["peak"] / theirs["peak"] if ours["peak"] and theirs["peak"] else None
 
 

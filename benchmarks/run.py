@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from cases import CASES, TARGETS, UNITS, WITH_MEMORY
-from measure import figure, measures, meets, middle, run_case, task, write
+from measure import figure, measures, meets, middle, run_case, speed, task, write
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
@@ -94,7 +94,7 @@ def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             values = [step[name] * UNITS[name][1] for step in held["steps"]]
             row.append(f"{show(median(values))} ({show(min(values))} to {show(max(values))})")
             if name != "share":
-                row.append(f"{middle(held, name) / middle(ours, name):.2f} x" if compared else "")
+                row.append(f"{speed(ours, held, name):.2f} x" if compared else "")
         if kind == "train":
             row.append(f"{result['shape']['batch'] * result['shape']['time'] / middle(held, 'seconds'):.0f}")
         if kind in WITH_MEMORY:

@@ -54,14 +54,8 @@ class Tensor:
     __array_ufunc__ = None  # array * tensor is the tensor's business, not NumPy's
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            data = data.data
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data)
-            if data.dtype == np.float64:
-                data = data.astype(np.float32)
-        elif not hasattr(data, "__array_function__") or isinstance(data, np.generic):
-            data = np.asarray(data)
+        if type(data) is not np.ndarray:  # what operations give is one; the rest is looked at more closely
+            data = _array(data)
         self.data = data
         self.grad: Any = None
         self.node: Node | None = None
@@ -150,6 +144,15 @@ class Tensor:
         def astype(self, dtype: Any) -> Tensor: ...
         @property
         def T(self) -> Tensor: ...
+
+
+def _array(data: Any) -> Any:
+    if isinstance(data, Tensor):
+        return data.data
+    if not hasattr(data, "dtype"):
+        data = np.asarray(data)
+        return data.astype(np.float32) if data.dtype == np.float64 else data
+    return data if hasattr(data, "__array_function__") and not isinstance(data, np.generic) else np.asarray(data)
 
 
 class Parameter(Tensor):
