@@ -19,7 +19,7 @@ from protocol import NotRun, Worker, WorkerError
 from shapes import Shape
 
 WARM_UP = 3  # steps before the rounds, and those whose losses are compared
-PAUSE = 0.3  # seconds before a step that counts: the threads of the one before may spin for 0.2 s after their work
+PAUSE = 0.3  # seconds before a training step: the threads of the one before may spin for 0.2 s after their work
 SAME = 1e-5  # how far float32 losses may be apart, relative: rounding in another order, after two updates
 
 
@@ -123,7 +123,8 @@ def run_case(
             part = "warm_up" if turn < WARM_UP else "steps"
             order = list(workers) if turn % 2 == 0 else list(workers)[::-1]  # nobody always follows the same one
             for name in order:
-                time.sleep(PAUSE if part == "steps" else 0)
+                if part == "steps" and task(result) == "train":
+                    time.sleep(PAUSE)  # not before milliseconds of work, which would be the cores' waking up
                 measured = attempt(name, workers[name].step)
                 if measured is not None:
                     held[name][part].append(measured)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, EPS, arrays, check_gradient, generators, seeds
 
+import tinyllm
 from tinyllm import functional as F
 from tinyllm import head
 from tinyllm.backend import primitives
@@ -113,6 +114,22 @@ def test_rms_norm(x, rng):
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * w
     assert_close(F.rms_norm(Tensor(x), Tensor(w), eps=0.1).data, expected, k=64)
     check_gradient(lambda *t: F.rms_norm(*t, eps=0.1), x, w)
+
+
+def test_a_replaced_rms_norm_gets_its_own_input_back():
+    given = {}
+
+    def theirs(xp, x, w, eps):
+        return (1 + w) * x, np.ones((*x.shape[:-1], 1))  # Gemma's gain, and no norm at all
+
+    def theirs_backward(xp, g, x, w, inverse):
+        given["x"] = x
+        return g * (1 + w)
+
+    x = Tensor(np.array([[1.0, -2.0, 3.0]]), requires_grad=True)
+    with tinyllm.use(rms_norm=theirs, rms_norm_backward=theirs_backward):
+        F.rms_norm(x, Tensor(np.array([0.5, 2.0, 1.0]))).backward(np.ones((1, 3)))
+    assert given["x"] is x.data and np.array_equal(x.grad, [[1.5, 3.0, 2.0]])
 
 
 @given(arrays(1, 3), st.integers(-20, 20))

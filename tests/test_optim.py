@@ -32,6 +32,15 @@ def algorithm_2(w, gradients, lr, beta1, beta2, eps, decay):
     return w
 
 
+def test_a_single_number_is_updated_like_a_row_of_one():
+    p, row = Parameter(np.array(1.0, np.float32)), Parameter(np.array([1.0], np.float32))
+    optimizer = AdamW([p, row], lr=0.1)
+    for gradient in (0.5, -2.0):
+        p.grad, row.grad = np.array(gradient, np.float32), np.array([gradient], np.float32)
+        optimizer.step()
+    assert p.data == row.data[0] != 1
+
+
 @given(seeds, st.floats(1e-6, 0.1), betas, betas, st.sampled_from([1e-8, 1e-4]), st.sampled_from([0.0, 0.01, 0.5]))
 def test_twenty_steps_are_algorithm_2(seed, lr, beta1, beta2, eps, decay):
     rng = np.random.default_rng(seed)

@@ -129,7 +129,9 @@ def test_fault_5_exactly_the_adapters_train_and_the_packed_base_keeps_its_bytes(
     assert all(np.array_equal(p.data, frozen[n]) for n, p in model.named_parameters() if n in frozen)
 
 
-def test_faults_2_and_3_no_float_copy_of_a_layer_outlives_its_tile():
+def test_faults_2_and_3_no_float_copy_of_a_layer_outlives_its_tile(monkeypatch):
+    monkeypatch.setattr("tinyllm.frozen.TILE_BYTES", 1 << 20)
+
     class Stack(Module):
         def __init__(self):
             self.layers = [Linear(2048, 2048, bias=False, init=False) for _ in range(4)]

@@ -161,6 +161,30 @@ def test_blas_is_held_to_one_thread_and_let_go(several):
     assert inside == [[1] * len(before)] * 7 and blas() == before == [2] * len(before)
 
 
+def test_any_thread_may_hold_blas_and_the_last_lets_go(several):
+    for library in BLAS.libraries:
+        library.set_num_threads(2)
+        getattr(library, "clear_controlling_thread", int)()
+    entered, left, inside = threading.Event(), threading.Event(), []
+
+    def other():
+        with BLAS:
+            entered.set()
+            left.wait(10)
+            inside.extend(library.num_threads for library in BLAS.libraries)
+
+    holder = threading.Thread(target=other)
+    with BLAS:
+        holder.start()
+        entered.wait(10)
+    left.set()
+    holder.join()
+    assert inside == [1] * len(BLAS.libraries)
+    assert [library.num_threads for library in BLAS.libraries] == [2] * len(BLAS.libraries)
+    with BLAS:  # and again from the first
+        assert [library.num_threads for library in BLAS.libraries] == [1] * len(BLAS.libraries)
+
+
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
 def test_the_usual_variables_count(name):
     if not BLAS.libraries or BLAS.libraries[0].internal_api != "openblas":

@@ -81,7 +81,7 @@ class FrozenWeight:
         count = -(-n // max(1, most))
         if not on_card and self.size >= WORTH:
             count = -(-count // get_num_threads()) * get_num_threads()
-        return cut(n, min(n, max(1, -(-n // count) // step) * step))
+        return cut(n, min(n, -(-n // (count * step)) * step))
 
     def runs(self) -> list[list[slice]]:
         """The spans dealt out: one run of them for each thread."""

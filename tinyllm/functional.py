@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
+from tinyllm.backend.cpu import OVERRIDES
 from tinyllm.backend.table import of
 from tinyllm.tensor import Tensor, op
 
@@ -60,12 +61,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,).
 
     Keeps its output where x can be had from it, because what multiplies the output often keeps that anyway; not where a
-    gain is 0, and not on a GPU, which would have to be asked whether one is.
+    gain is 0; not on a GPU, which would have to be asked whether one is; and not from a replacement, whose formula may
+    be another.
     """
     be, a, w = of(x.data), x.data, weight.data
     y, inverse = be.rms_norm(a, w, eps)
     n = a.shape[-1]
-    if be.name == "cuda" or not w.all():
+    if be.table["rms_norm"] is not OVERRIDES["rms_norm"] or not w.all():
         return op(
             y,
             (x, lambda g: be.rms_norm_backward(g, a, w, inverse)),
@@ -121,7 +123,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Any = None, scale: float 
             "alike, and no more queries than keys"
         )
     be, a, b, c = of(q.data), q.data, k.data, v.data
-    scale = 1 / math.sqrt(a.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(a.shape[-1]) if scale is None else float(scale)  # a NumPy float64 would widen q
     return op(
         be.attention(a, b, c, scale, starts),
         ((q, k, v), lambda g, needs: be.attention_backward(g, a, b, c, scale, starts)),

@@ -266,7 +266,7 @@ def backward(y: Tensor, grad: Any = None) -> None:
     if grad.shape != y.data.shape:
         raise ValueError(f"grad has shape {grad.shape}, but the tensor has {y.shape}")
 
-    with BLAS:
+    with BLAS:  # its threads would go on spinning after each product, on cores that ours want
         _walk(y.node, grad)
 
 

@@ -306,7 +306,7 @@ def adamw_step(xp, w, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     `step` counts from 1. All arrays of one shape; the update is w -= lr*wd*w, then lr * mhat / (sqrt(vhat) + eps).
     """
     w *= 1 - lr * weight_decay
-    change = g - m
+    change = xp.subtract(g, m, out=xp.empty_like(m))
     change *= 1 - beta1
     m += change
     square = xp.multiply(g, g, out=change)

@@ -32,15 +32,22 @@ class _Blas:
             self.holders += 1
             if self.holders == 1:
                 self.threads = [library.num_threads for library in self.libraries]
-                for library in self.libraries:
-                    library.set_num_threads(1)
+                self._set([1] * len(self.libraries))
 
     def __exit__(self, *error: Any) -> None:
         with self.lock:
+            if self.holders == 0:  # a process forked inside the block has let go already
+                return
             self.holders -= 1
             if self.holders == 0:
-                for library, n in zip(self.libraries, self.threads, strict=True):
-                    library.set_num_threads(n)
+                self._set(self.threads)
+
+    def _set(self, numbers: list[int]) -> None:
+        for library, n in zip(self.libraries, numbers, strict=True):
+            library.set_num_threads(n)
+            # threadpoolctl lets only the thread that set a limit first change it again, unless that one gives up.
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread()
 
 
 BLAS = _Blas()
@@ -121,39 +128,47 @@ def share(work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
         return
     others = 0 if at_a_piece() else min(_threads, len(pieces)) - 1
     if others < 1:
-        for piece in pieces:
-            work(piece)
+        with BLAS:
+            for piece in pieces:
+                work(piece)
         return
     while _helpers < others:  # made when first needed, never ended
+        threading.Thread(target=_help, daemon=True, name=f"tinyllm-{_helpers + 1}").start()
         _helpers += 1
-        threading.Thread(target=_help, daemon=True, name=f"tinyllm-{_helpers}").start()
-    todo, done = deque(pieces), SimpleQueue()  # type: ignore[var-annotated]
+    # The work goes with each piece, so that a job which nobody has taken in time holds no array.
+    todo, done = deque((work, piece) for piece in pieces), SimpleQueue()  # type: ignore[var-annotated]
     with BLAS:
         for _ in range(others):
             # A context of its own each: np.errstate and the like hold in the pieces, too.
-            _jobs.put((copy_context(), work, todo, done))
-        _work_at(work, todo, done)
+            _jobs.put((copy_context(), todo, done))
+        _work_at(todo, done)
         errors = [done.get() for _ in pieces]
     for error in errors:
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error, errors  # its traceback leads here: a circle that would keep arrays
 
 
 def _help() -> None:
+    for library in BLAS.libraries:
+        if library.internal_api == "mkl" or getattr(library, "threading_layer", None) == "openmp":
+            library.set_num_threads(1)  # there the limit is each thread's own, and a helper never needs more
     while True:
-        context, work, todo, done = _jobs.get()
-        context.run(_work_at, work, todo, done)
-        del context, work, todo, done  # while it waits it holds no array
+        context, todo, done = _jobs.get()
+        context.run(_work_at, todo, done)
+        del context, todo, done  # while it waits it holds no array
 
 
-def _work_at(work: Callable[[Any], None], todo: deque, done: SimpleQueue) -> None:
+def _work_at(todo: deque, done: SimpleQueue) -> None:
     """Take pieces until there are none; say of each, done or dropped, what became of it."""
     _here.busy = True
     failed = False
     try:
         while True:
             try:
-                piece = todo.popleft()
+                work, piece = todo.popleft()
             except IndexError:
                 return
             try:
@@ -184,7 +199,10 @@ def _forget() -> None:
     """A forked process has the memory of its threads, and none of them."""
     global _helpers, _jobs
     _helpers, _jobs = 0, SimpleQueue()
-    BLAS.holders, BLAS.lock = 0, threading.Lock()
+    BLAS.lock = threading.Lock()
+    if BLAS.holders:
+        BLAS.holders = 0
+        BLAS._set(BLAS.threads)
 
 
 if hasattr(os, "register_at_fork"):

@@ -52,7 +52,7 @@ class Plan:
     tiles : int
         Stretches of a stored weight, unpacked.
     library : int
-        Python, NumPy and this library: what this process had before.
+        Python, NumPy and this library: what this process has when the plan is made.
     parameters, total, trainable : int
         How many numbers the base model has, how many there are with the adapters, and how many train.
     """

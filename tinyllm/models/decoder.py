@@ -250,7 +250,7 @@ class DecoderModel(Module):
         else:
             rope = rope_tables(positions, rope_frequencies(c), np.float32 if self.half else self.dtype, xp)
         x = self.dropout(x)
-        with BLAS:
+        with BLAS:  # as in `backward`: its threads would spin between the layers' products
             for i, layer in enumerate(self.layers):
                 if self.checkpointing and cache is None:
                     x = checkpoint(lambda x, layer=layer, i=i: layer(x, rope, starts, None, i), x)
