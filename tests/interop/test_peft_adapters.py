@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 
@@ -200,8 +201,9 @@ def test_any_configuration_goes_there_and_back(tmp_path_factory, bases, family, 
     theirs = peft_model(base, seed, **options)
     theirs.save_pretrained(folder / "a")
     ours = load_adapter(DecoderModel.from_pretrained(base), folder / "a").eval()
-    # Random adapters of scale 13 and more magnify rounding: torch's own float32 was found 0.5e-5 from its float64.
-    close(ours(IDS).data, theirs_of(theirs), 4e-5)
+    # Adapters of a large scale magnify rounding; how much, torch's own float32 and float64 tell.
+    magnified = np.abs(theirs_of(theirs) - theirs_of(copy.deepcopy(theirs).double())).max()
+    close(ours(IDS).data, theirs_of(theirs), 1e-5 + 8 * magnified / np.abs(theirs_of(theirs)).max())
     save_adapter(ours, folder / "b")
     same_tensors(folder / "a", folder / "b")
     close(theirs_of(peft_reads(base, folder / "b")), theirs_of(theirs))
