@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.table import of
+from tinyllm.backend.table import Backend, of
 from tinyllm.backend.threads import cut, get_num_threads, share
 from tinyllm.double_quant import dequantize_absmax, quantize_absmax
 from tinyllm.nf4 import check_block_size, refuse_non_finite
@@ -76,7 +76,7 @@ class FrozenWeight:
     def spans(self) -> list[slice]:
         """The row ranges of the tiles, evened out so that each thread has as many; the first is the longest."""
         n, columns = self.shape
-        step, on_card = self.step(), self.xp.__name__ == "cupy"
+        step, on_card = self.step(), self.backend.on_card
         most = (CARD_TILE_BYTES if on_card else TILE_BYTES) // (columns * self.dtype.itemsize)
         count = -(-n // max(1, most))
         if not on_card and self.size >= WORTH:
@@ -86,12 +86,17 @@ class FrozenWeight:
     def runs(self) -> list[list[slice]]:
         """The spans dealt out: one run of them for each thread."""
         spans = self.spans()
-        n = 1 if self.xp.__name__ == "cupy" else get_num_threads()
+        n = 1 if self.backend.on_card else get_num_threads()
         return [spans[part] for part in cut(len(spans), -(-len(spans) // n))]
 
     @property
-    def xp(self) -> Any:
+    def backend(self) -> Backend:
+        """That of the arrays it stores."""
         raise NotImplementedError
+
+    @property
+    def xp(self) -> Any:
+        return self.backend.xp
 
     def multiply(self, x: Any, out: Any = None) -> Any:
         """x @ W.T, tile by tile, written into `out` if it is given; x (rows, in): (rows, out)."""
@@ -165,8 +170,8 @@ class HalfWeight(FrozenWeight):
         return cls(bits, storage, w.dtype)
 
     @property
-    def xp(self) -> Any:
-        return of(self.bits).xp
+    def backend(self) -> Backend:
+        return of(self.bits)
 
     def tiles(self, spans: list[slice] | None = None) -> Iterator[tuple[slice, Any]]:
         if self.storage == self.dtype.name:  # it computes as it is stored: nothing to convert
@@ -181,7 +186,7 @@ class HalfWeight(FrozenWeight):
     def _widen(self, bits: Any, out: Any) -> Any:
         if self.storage == self.dtype.name:  # half precision computes
             out[...] = bits.view(self.dtype)
-        elif out.dtype != np.float32 or self.xp.__name__ == "cupy":
+        elif out.dtype != np.float32 or self.backend.on_card:
             out[...] = bits.view(np.float16) if self.storage == "float16" else from_bfloat16(bits)
         elif self.storage == "float16":
             widen_float16(bits, out)
@@ -272,8 +277,8 @@ class NF4Weight(FrozenWeight):
         return self.packed.nbytes + scales
 
     @property
-    def xp(self) -> Any:
-        return of(self.packed).xp
+    def backend(self) -> Backend:
+        return of(self.packed)
 
     def move(self, to: Callable[[Any], Any]) -> NF4Weight:
         scales = (to(self.absmax[0]), to(self.absmax[1]), self.absmax[2]) if self.double_quant else to(self.absmax)

@@ -85,19 +85,17 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
 def _add_product(be: Any, gw: Any, logits: Any, x: Any) -> None:
     """gw += logits.T @ x, some classes at once: no second array of the weight's size is made."""
     classes, n = gw.shape
-    on_card = be.xp.__name__ == "cupy"
 
     def work(some: slice) -> None:
         gw[some] += be.matmul(logits[:, some].T, x)
 
-    share(work, cut(classes, classes if on_card else max(1, TILE_BYTES // (n * gw.dtype.itemsize))))
+    share(work, cut(classes, classes if be.on_card else max(1, TILE_BYTES // (n * gw.dtype.itemsize))))
 
 
 def _loss(be: Any, logits: Any, labels: Any, each: float | None) -> Any:
     """The sum of the losses of some rows; `each` is a row's share of the gradient, which takes the logits' place."""
     xp, (rows, classes) = be.xp, logits.shape
-    on_card = xp.__name__ == "cupy"
-    blocks = cut(rows, rows if on_card else max(1, BLOCK_BYTES // (classes * logits.dtype.itemsize)))
+    blocks = cut(rows, rows if be.on_card else max(1, BLOCK_BYTES // (classes * logits.dtype.itemsize)))
     sums: list[Any] = [0.0] * len(blocks)
 
     def work(i: int) -> None:

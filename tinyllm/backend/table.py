@@ -36,6 +36,11 @@ class Backend:
         for primitive, function in primitives.items():
             self.put(primitive, function)
 
+    @property
+    def on_card(self) -> bool:
+        """Whether its arrays are on a GPU, where one large operation is better than many that fit a cache."""
+        return self.name == "cuda"
+
     def put(self, primitive: str, function: Callable) -> None:
         """Make `function` the one that ``backend.<primitive>(...)`` calls."""
         self.table[primitive] = function
