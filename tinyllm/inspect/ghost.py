@@ -369,7 +369,6 @@ FUNCTIONS = SimpleNamespace(
 class GhostModule:
     """An array module like NumPy, whose new arrays are ghosts."""
 
-    __name__ = "ghosts"
     ndarray = Ghost
     asarray = staticmethod(_asarray)
     ascontiguousarray = staticmethod(_contiguous)
@@ -401,7 +400,8 @@ def _ends(work: Callable[[Any], None], pieces: Any) -> None:
 def _share(work: Callable[[Any], None], pieces: Any) -> None:
     """What `share` does with ghosts: of pieces that are all alike, the first and the last tell as much as all of them.
 
-    What the first needs for a while, each thread needs at the same time.
+    What the first needs for a while, each thread needs at the same time. A piece for each thread at most are all gone
+    through, because what one leaves behind (a sum of its own) stays until all are done.
     """
     if len(pieces) < 2:
         return _ends(work, pieces)
@@ -409,8 +409,9 @@ def _share(work: Callable[[Any], None], pieces: Any) -> None:
     with instead_of_sharing(_ends):
         work(pieces[0])
         for_a_while = max(0, METER.high - METER.live)
+        for piece in pieces[1:] if len(pieces) <= get_num_threads() else pieces[-1:]:
+            work(piece)
         Ghost(for_a_while * min(len(pieces), get_num_threads()), np.uint8)  # comes and goes
-        work(pieces[-1])
     METER.high = max(before, METER.high)
 
 

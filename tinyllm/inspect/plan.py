@@ -187,11 +187,11 @@ def ghost_model(config: DecoderConfig, storage: str = "float32", dtype: Any = np
 
 
 class _Ends:
-    """Of tiles that are all alike, the first and the last tell as much as all of them."""
+    """Of a thread's tiles, which are all alike, the first and the last tell as much as all of them."""
 
-    def spans(self) -> list[slice]:
-        every: list[slice] = super().spans()  # type: ignore[misc]
-        return every[:1] + every[1:][-1:]
+    def runs(self) -> list[list[slice]]:
+        every: list[list[slice]] = super().runs()  # type: ignore[misc]
+        return [run[:1] + run[1:][-1:] for run in every]
 
 
 class _Half(_Ends, HalfWeight):
