@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
+import weakref
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -79,13 +83,16 @@ def test_a_share_within_a_piece_stays_in_its_thread(several):
 
 def test_nothing_to_do_and_one_thread():
     share(pytest.fail, [])
-    before, done = get_num_threads(), []
+    for library in BLAS.libraries:
+        library.set_num_threads(2)
+    before, done, held = get_num_threads(), [], []
     set_num_threads(1)
     try:
         share(lambda piece: done.append(threading.get_ident()), range(5))
+        share(lambda piece: held.extend(library.num_threads for library in BLAS.libraries), range(1))
     finally:
         set_num_threads(before)
-    assert done == [threading.get_ident()] * 5
+    assert done == [threading.get_ident()] * 5 and held == [1] * len(BLAS.libraries)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5])
@@ -183,6 +190,83 @@ def test_any_thread_may_hold_blas_and_the_last_lets_go(several):
     assert [library.num_threads for library in BLAS.libraries] == [2] * len(BLAS.libraries)
     with BLAS:  # and again from the first
         assert [library.num_threads for library in BLAS.libraries] == [1] * len(BLAS.libraries)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="not run: no signals to a thread here")
+def test_an_interrupt_comes_out_when_nobody_is_at_a_piece_any_more(several):
+    main, begun, ended = threading.get_ident(), threading.Barrier(3), []
+
+    def work(piece):
+        begun.wait(10)  # each thread has one of the three
+        if threading.get_ident() != main:
+            time.sleep(0.05)  # until the other waits
+            if piece == min(others):  # one of the two
+                signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.1)
+        else:
+            others.remove(piece)
+        ended.append(piece)
+
+    others = [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        share(work, range(3))
+    assert sorted(ended) == [0, 1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="not run: no fork here")
+def test_a_process_forked_inside_a_hold_lets_go_and_holds_again(several):
+    def blas():
+        return [library.num_threads for library in BLAS.libraries]
+
+    for library in BLAS.libraries:
+        library.set_num_threads(2)
+    two, one = [2] * len(BLAS.libraries), [1] * len(BLAS.libraries)
+    with warnings.catch_warnings(), BLAS:
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+        if child == 0:
+            try:
+                seen = [blas()]
+                BLAS.__exit__()  # what the rest of this block will do
+                with BLAS:
+                    seen.append(blas())
+                seen.append(blas())
+                os._exit(0 if seen == [two, one, two] else 1)
+            finally:
+                os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert blas() == two
+
+
+def test_a_job_that_nobody_took_in_time_holds_no_array(several, monkeypatch):
+    jobs = SimpleQueue()
+    monkeypatch.setattr(threads, "_helpers", 2)  # who are held up elsewhere
+    monkeypatch.setattr(threads, "_jobs", jobs)
+    array = np.zeros(5)
+    gone = weakref.ref(array)
+    share(lambda piece, array=array: array.sum(), range(3))
+    del array
+    assert jobs.qsize() == 2 and gone() is None
+
+
+def test_what_a_piece_raises_keeps_no_array(several):
+    def fail(piece):
+        array = np.zeros(5)
+        known.append(weakref.ref(array))
+        raise ZeroDivisionError
+
+    known: list = []
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError) as caught:
+            share(fail, range(2))
+        del caught
+        begun = time.monotonic()
+        while any(array() is not None for array in known) and time.monotonic() - begun < 2:
+            time.sleep(0.01)  # a helper is just leaving
+        assert known and not any(array() is not None for array in known)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -121,6 +122,8 @@ def share(work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
     ------
     Exception
         What a piece raised, the first of them; the pieces not begun are dropped then.
+    KeyboardInterrupt
+        When all threads have left the pieces, so that nobody writes on behind the back of who goes on.
     """
     global _helpers
     if getattr(_here, "instead", None) is not None:
@@ -137,18 +140,26 @@ def share(work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
         _helpers += 1
     # The work goes with each piece, so that a job which nobody has taken in time holds no array.
     todo, done = deque((work, piece) for piece in pieces), SimpleQueue()  # type: ignore[var-annotated]
+    errors: list[BaseException | None] = []
     with BLAS:
         for _ in range(others):
             # A context of its own each: np.errstate and the like hold in the pieces, too.
-            _jobs.put((copy_context(), todo, done))
-        _work_at(todo, done)
-        errors = [done.get() for _ in pieces]
+            _jobs.put((copy_context(), todo, errors, done))
+        try:
+            _work_at(todo, errors, done)
+            for _ in pieces:
+                done.get()
+        except BaseException:  # Ctrl-C, which comes to this thread alone
+            while len(errors) < len(pieces):
+                time.sleep(0.001)
+            raise
     for error in errors:
         if error is not None:
             try:
                 raise error
             finally:
-                del error, errors  # its traceback leads here: a circle that would keep arrays
+                errors.clear()  # the traceback leads here and from here to the errors: a circle that would keep arrays
+                del error
 
 
 def _help() -> None:
@@ -156,13 +167,13 @@ def _help() -> None:
         if library.internal_api == "mkl" or getattr(library, "threading_layer", None) == "openmp":
             library.set_num_threads(1)  # there the limit is each thread's own, and a helper never needs more
     while True:
-        context, todo, done = _jobs.get()
-        context.run(_work_at, todo, done)
-        del context, todo, done  # while it waits it holds no array
+        context, todo, errors, done = _jobs.get()
+        context.run(_work_at, todo, errors, done)
+        del context, todo, errors, done  # while it waits it holds no array
 
 
-def _work_at(todo: deque, done: SimpleQueue) -> None:
-    """Take pieces until there are none; say of each, done or dropped, what became of it."""
+def _work_at(todo: deque, errors: list, done: SimpleQueue) -> None:
+    """Take pieces until there are none; note of each, done or dropped, what it raised, and say that it is over."""
     _here.busy = True
     failed = False
     try:
@@ -174,10 +185,11 @@ def _work_at(todo: deque, done: SimpleQueue) -> None:
             try:
                 if not failed:
                     work(piece)
-                done.put(None)
+                errors.append(None)
             except BaseException as error:
                 failed = True
-                done.put(error)
+                errors.append(error)
+            done.put(None)
     finally:
         _here.busy = False
 
