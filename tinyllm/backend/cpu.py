@@ -151,7 +151,7 @@ def attention_backward(xp, g, q, k, v, scale, starts):
 
 @override
 def adamw_step(xp, w, g, m, v, *numbers):
-    if w.size < WORTH or w.ndim < 2:
+    if w.size < WORTH:
         return SPECIFICATION["adamw_step"](xp, w, g, m, v, *numbers)
     rows = cut(len(w), max(1, PIECE * len(w) // w.size))
     share(lambda row: SPECIFICATION["adamw_step"](xp, w[row], g[row], m[row], v[row], *numbers), rows)

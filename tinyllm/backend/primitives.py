@@ -306,19 +306,20 @@ def adamw_step(xp, w, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     `step` counts from 1. All arrays of one shape; the update is w -= lr*wd*w, then lr * mhat / (sqrt(vhat) + eps).
     """
     w *= 1 - lr * weight_decay
-    change = xp.subtract(g, m, out=xp.empty_like(m))
-    change *= 1 - beta1
-    m += change
-    square = xp.multiply(g, g, out=change)
-    square *= 1 - beta2
+    room = xp.empty_like(m)  # the one temporary: threads that each make several wait for one another's memory and lock
+    xp.subtract(g, m, out=room)
+    room *= 1 - beta1
+    m += room
+    xp.multiply(g, g, out=room)
+    room *= 1 - beta2
     v *= beta2
-    v += square
-    change = xp.sqrt(v, out=change)
-    change /= math.sqrt(1 - beta2**step)
-    change += eps
-    xp.divide(m, change, out=change)
-    change *= lr / (1 - beta1**step)
-    w -= change
+    v += room
+    xp.sqrt(v, out=room)
+    room /= math.sqrt(1 - beta2**step)
+    room += eps
+    xp.divide(m, room, out=room)
+    room *= lr / (1 - beta1**step)
+    w -= room
 
 
 def specification() -> dict[str, Any]:
