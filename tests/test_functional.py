@@ -214,6 +214,12 @@ def test_attention_is_its_definition_and_has_its_slope(rng, heads, time, past, l
     check_gradient(lambda *t: F.attention(*t, starts, scale=0.3), *qkv)
 
 
+def test_a_scale_of_numpys_widens_nothing():
+    q, k, v = (a.astype(np.float32) for a in heads_of(np.random.default_rng(0)))
+    one, other = (F.attention(*map(Tensor, (q, k, v)), scale=scale).data for scale in (0.3, np.float64(0.3)))
+    np.testing.assert_array_equal(one, other)  # to the bit
+
+
 @given(generators, st.integers(0, 4))
 def test_attention_never_sees_the_future(rng, t):
     q, k, v = heads_of(rng)
@@ -403,6 +409,7 @@ def test_the_fused_head_is_the_loss_of_the_linear_layer(dtype, targets, seed, ro
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "CHUNK_BYTES", rows * CLASSES * np.dtype(dtype).itemsize)  # 0: one row at a time, too
         patch.setattr(head, "BLOCK_BYTES", few * CLASSES * np.dtype(dtype).itemsize)
+        patch.setattr(head, "TILE_BYTES", few * 4 * np.dtype(dtype).itemsize)
         fused, fused_grads = gradients(lambda a, b: head.linear_cross_entropy(a, b, targets), x, w, g=g)
     assert fused.dtype == dtype and all(a.dtype == dtype for a in fused_grads)
     for a, b in zip([fused, *fused_grads], [loss, *grads], strict=True):
