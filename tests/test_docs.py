@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tinyllm
+from tinyllm.backend import threads
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,6 +106,7 @@ def test_python_blocks_run_and_print_what_the_page_says(path, tmp_path, monkeypa
         pytest.skip("not run: g++ is not installed")
     monkeypatch.chdir(tmp_path)
     tinyllm.manual_seed(0)  # a page does not depend on the tests that ran before it
+    monkeypatch.setattr(threads, "_threads", threads.get_num_threads())  # nor do others on the number it sets
     run_page(path.read_text(encoding="utf-8"), str(path))
 
 

@@ -208,8 +208,12 @@ def test_an_interrupt_comes_out_when_nobody_is_at_a_piece_any_more(several):
         ended.append(piece)
 
     others = [0, 1, 2]
-    with pytest.raises(KeyboardInterrupt):
-        share(work, range(3))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            share(work, range(3))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert sorted(ended) == [0, 1, 2]
 
 
