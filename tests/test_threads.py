@@ -49,7 +49,10 @@ def test_slices_cover_everything_once(n, unit, times, count):
             assert slices[0].start == 0 and slices[-1].stop == n
             assert all(a.stop == b.start for a, b in zip(slices, slices[1:], strict=False))
             assert all(p.start % unit == 0 and p.stop > p.start for p in slices)
-        assert all(p.stop - p.start <= most for p in deal(n, unit, most))
+        dealt = deal(n, unit, most)
+        lengths = [p.stop - p.start for p in dealt]
+        assert {*lengths[:-1]} <= {lengths[0]} and lengths[-1] <= lengths[0] <= most
+        assert len(dealt) <= -(-n // (most * count)) * count  # nobody has one more than the fewest that `most` allows
     finally:
         set_num_threads(before)
 
@@ -314,7 +317,8 @@ def large(name, seed, dtype):
     x, g, w, b = r(rows, n), r(rows, n), r(n), r(n)
     column = np.abs(r(rows, 1))
     batch, time, n_keys = int(rng.integers(1, 7)), int(rng.integers(200, 260)), 64
-    q, k, v = r(batch, 6, time, n_keys), r(batch, 2, time, n_keys), r(batch, 2, time, n_keys)
+    kv = int(rng.integers(1, 4))
+    q, k, v = r(batch, 6, time, n_keys), r(batch, kv, time, n_keys), r(batch, kv, time, n_keys)
     starts = np.minimum(rng.integers(0, time, (batch, time)), np.arange(time)) if seed % 4 else None
     blocks = int(rng.integers(20_000, 30_000))
     match name:
@@ -408,6 +412,46 @@ def test_a_large_product_is_numpys_to_rounding(seed, dtype, count, turned, into,
     assert y.dtype == dtype and (out is None or y is out)
     wide = [x.astype(np.longdouble if dtype == np.float64 else np.float64) for x in (a, b)]
     assert (np.abs(y - wide[0] @ wide[1]) <= (k + 2) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b))).all()
+
+
+@given(
+    seeds,
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(1, 5),
+    st.sampled_from(["none", "lead", "1", "more"]),
+)
+@settings(max_examples=30)
+def test_a_stack_of_products_is_numpys_to_rounding(seed, dtype, count, second):
+    rng = np.random.default_rng(seed)
+    lead = tuple(int(n) for n in rng.integers(1, 6, rng.integers(1, 3)))
+    m, k, n = int(rng.integers(120, 300)), int(rng.integers(100, 200)), int(rng.integers(600, 900))
+    a = normal(rng, *lead, k, m, dtype=dtype).swapaxes(-1, -2) if seed % 2 else normal(rng, *lead, m, k, dtype=dtype)
+    b = normal(rng, *{"none": (), "lead": lead, "1": (1,) * len(lead), "more": (2, *lead)}[second], k, n, dtype=dtype)
+    before = get_num_threads()
+    set_num_threads(count)
+    try:
+        y = be.matmul(a, b)
+    finally:
+        set_num_threads(before)
+    wanted = a.astype(np.longdouble if dtype == np.float64 else np.float64) @ b
+    assert y.dtype == dtype and y.shape == wanted.shape
+    assert (np.abs(y - wanted) <= (k + 2) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b))).all()
+
+
+@pytest.mark.parametrize("second", [(500, 700), (4, 500, 700)])
+def test_several_threads_work_at_a_stack_of_products(several, monkeypatch, second):
+    rng, pieces = np.random.default_rng(0), []
+    monkeypatch.setattr(cpu, "share", lambda work, them: (pieces.extend(them), share(work, them)))
+    be.matmul(normal(rng, 4, 300, 500), normal(rng, *second))
+    assert len(pieces) >= 2
+
+
+def test_several_threads_work_at_a_short_batch_with_one_key_head(several, monkeypatch):
+    rng, pieces = np.random.default_rng(0), []
+    monkeypatch.setattr(cpu, "share", lambda work, them: (pieces.extend(them), share(work, them)))
+    q, k = normal(rng, 2, 6, 256, 64), normal(rng, 2, 1, 256, 64)
+    be.attention(q, k, k, 0.125, None)
+    assert len(pieces) == 2  # on three threads
 
 
 def test_only_threads_change_the_last_bits_of_products_and_a_run_repeats():

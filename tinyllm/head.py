@@ -51,7 +51,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     stored: Any = weight.data if isinstance(weight, Tensor) else weight
     trained = isinstance(weight, Tensor) and wants_grad(weight)
     differentiate = wants_grad(x) or trained
-    gx = xp.zeros(rows.shape, rows.dtype) if differentiate else None
+    gx = xp.empty(rows.shape, rows.dtype) if differentiate else None
     gw = xp.zeros(stored.shape, rows.dtype) if trained else None
     height = chunk_rows(len(rows), classes, rows.dtype.itemsize)
     buffer = xp.empty((height, classes), rows.dtype)  # the logits of one chunk after the other

@@ -81,15 +81,20 @@ by_rows("silu_mul_backward", 0, 1, 2)
 
 @override
 def matmul(xp, a, b, out=None):
-    m, n, k = len(a), b.shape[-1], a.shape[-1]
-    if a.ndim != 2 or b.ndim != 2 or m * n * k < WORTH_A_PRODUCT or at_a_piece() or not BLAS.libraries:
+    m, n, k = a.shape[-2], b.shape[-1], a.shape[-1]
+    if a.ndim > 2 and b.ndim == 2 and out is None and a.flags.c_contiguous:  # its rows are those of one product
+        return matmul(xp, a.reshape(math.prod(a.shape[:-1]), k), b).reshape(*a.shape[:-1], n)
+    if a.size * n < WORTH_A_PRODUCT or a.shape[:-2] != b.shape[:-2] or at_a_piece() or not BLAS.libraries:
         with BLAS:  # its threads would go on spinning after a small product, on cores that the next piece wants
             return SPECIFICATION["matmul"](xp, a, b, out)
-    y = xp.empty((m, n), numpy.result_type(a.dtype, b.dtype)) if out is None else out
-    if 2 * m > n:  # rows of the result lie together
-        share(lambda piece: xp.matmul(a[piece], b, out=y[piece]), deal(m, ALIGNED, WIDEST))
+    y = xp.empty((*a.shape[:-1], n), numpy.result_type(a.dtype, b.dtype)) if out is None else out
+    if a.ndim > 2:
+        share(lambda some: xp.matmul(a[some], b[some], out=y[some]), deal(len(a), 1, len(a)))
+    # BLAS first copies both factors of each piece, in an order of its own: few pieces, and the smaller factor twice.
+    elif m > n:
+        share(lambda rows: xp.matmul(a[rows], b, out=y[rows]), deal(m, ALIGNED, WIDEST))
     else:
-        share(lambda piece: xp.matmul(a, b[:, piece], out=y[:, piece]), deal(n, ALIGNED, WIDEST))
+        share(lambda columns: xp.matmul(a, b[:, columns], out=y[:, columns]), deal(n, ALIGNED, WIDEST))
     return y
 
 
@@ -108,13 +113,13 @@ def rope(xp, x, cos, sin):
 
 
 def _heads(q: Any, k: Any) -> list[tuple]:
-    """Pieces of attention, as indices of queries, of keys, and of starts: rows of the batch or, of few, key heads."""
+    """Pieces of attention, as indices of queries, keys and starts: rows of the batch; of few rows, each key head."""
     batch, kv = k.shape[:2]
     group = q.shape[1] // kv
     if batch >= get_num_threads():
-        return [(piece, piece, piece) for piece in cut(batch, -(-batch // get_num_threads()))]
-    every = slice(None)
-    return [((every, slice(h * group, (h + 1) * group)), (every, slice(h, h + 1)), every) for h in range(kv)]
+        return [(row, row, row) for row in deal(batch, 1, batch)]
+    heads = [(slice(h * group, (h + 1) * group), slice(h, h + 1)) for h in range(kv)]
+    return [((row, queries), (row, keys), row) for row in cut(batch, 1) for queries, keys in heads]
 
 
 @override

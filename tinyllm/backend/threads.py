@@ -99,17 +99,12 @@ def cut(n: int, size: int) -> list[slice]:
 
 
 def deal(n: int, unit: int, most: int) -> list[slice]:
-    """0..n in one large slice for each thread, then one small: who was held up by other programs takes fewer of these.
+    """0..n in slices of one length, as many for each thread, that begin at multiples of `unit`.
 
-    Slices begin at multiples of `unit` and are no longer than `most`, which is one of them.
+    They are no longer than `most`, which is a multiple of `unit`; the last may be shorter.
     """
-    large = max(unit, n * 4 // 5 // _threads // unit * unit)
-    if large >= most:
-        return cut(n, most)
-    first = cut(min(n, large * _threads), large)
-    rest = n - first[-1].stop
-    small = max(unit, -(-rest // _threads // unit) * unit)
-    return first + [slice(p.start + first[-1].stop, p.stop + first[-1].stop) for p in cut(rest, small)]
+    rounds = -(-n // (most * _threads))
+    return cut(n, max(unit, -(-n // (rounds * _threads) // unit) * unit))
 
 
 def share(work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
