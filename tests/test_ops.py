@@ -70,6 +70,12 @@ def test_sigmoid(x):
     check_gradient(ops.sigmoid, x)
 
 
+def test_sigmoid_of_integers_is_float32_as_in_torch():
+    y = ops.sigmoid(Tensor(np.array([-200, 0, 3])))
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y.data, ops.sigmoid(Tensor(np.array([-200, 0, 3], np.float32))).data)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sigmoid_overflows_on_neither_side(dtype):
     x = Tensor(np.array([-1e30, -1e3, 0, 1e3, 1e30], dtype), requires_grad=True)

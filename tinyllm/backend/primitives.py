@@ -27,7 +27,9 @@ def matmul(xp, a, b, out=None):
 
 
 def sigmoid(xp, x):
-    """1 / (1 + e^-x); where e^-x overflows to infinity, this is the 0 that is meant."""
+    """1 / (1 + e^-x), of integers in float32; where e^-x overflows to infinity, this is the 0 that is meant."""
+    if x.dtype.kind in "iub":
+        x = x.astype(numpy.float32)
     y = xp.negative(x, out=xp.empty_like(x))
     with numpy.errstate(over="ignore"):
         xp.exp(y, out=y)
