@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend import BACKENDS, random
+from tinyllm.backend import random
 from tinyllm.backend.cpu import WIDEST
-from tinyllm.backend.threads import get_num_threads
+from tinyllm.backend.threads import get_num_threads, share
 from tinyllm.frozen import HalfWeight, NF4Weight
 from tinyllm.inspect.ghost import Ghost, Meter, haunted
 from tinyllm.inspect.memory import resident_memory
@@ -132,8 +132,7 @@ def plan(
     storage = storage or STORAGE[method]
     if method == "full" and storage != "float32":
         raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
-    # BLAS takes its work space, one for each thread, at the first product that is wide enough.
-    BACKENDS["numpy"].matmul(np.ones((256, 512), np.float32), np.ones((512, WIDEST * get_num_threads()), np.float32))
+    _have_blas_take_its_work_space()
     place = random.default.state
     try:
         with haunted() as meter:
@@ -155,6 +154,13 @@ def plan(
             return ledger.plan(resident_memory() or SOMETHING, parameters)  # planning leaves a few MB behind
     finally:
         random.default.restore(place)
+
+
+def _have_blas_take_its_work_space() -> None:
+    """It takes one for each thread, at the first product that is wide enough."""
+    tall, wide = np.ones((256, 512), np.float32), np.ones((512, WIDEST), np.float32)
+    results = np.empty((get_num_threads(), 256, WIDEST), np.float32)
+    share(lambda out: np.matmul(tall, wide, out=out), list(results))
 
 
 def _train(model: DecoderModel, batch_size: int, seq_len: int) -> None:
