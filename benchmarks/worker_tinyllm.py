@@ -73,6 +73,7 @@ def train(spec: dict[str, Any]) -> Step:
     from shapes import LEARNING_RATE, Numbers, Shape
 
     import tinyllm
+    from tinyllm.backend.malloc import keep_freed_memory
 
     shape, numbers = Shape(**spec["shape"]), Numbers(spec.get("seed", 0))
     model = build(shape, spec["base"], numbers)
@@ -81,6 +82,7 @@ def train(spec: dict[str, Any]) -> Step:
     model.checkpointing = spec.get("checkpointing", False)
     optimizer = tinyllm.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
     ids, targets = numbers.tokens(shape)
+    keep_freed_memory()  # as `tinyllm.train` does
 
     def step() -> dict[str, float]:
         began = time.perf_counter()

@@ -18,6 +18,7 @@ import numpy as np
 
 from tinyllm.backend import random
 from tinyllm.backend.device import read
+from tinyllm.backend.malloc import keep_freed_memory
 from tinyllm.backend.table import of
 from tinyllm.batches import Batch, Loader
 from tinyllm.formats import safetensors_file
@@ -156,6 +157,7 @@ def train(
         before = after = evaluate(model, held_out)
         _require_finite(model, before, 0)
         log.write({"eval": before, "step": 0})
+    keep_freed_memory()
     began = time.perf_counter() - seconds
 
     for step in range(start, config.steps):
