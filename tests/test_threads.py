@@ -40,6 +40,10 @@ def normal(rng, *shape, dtype=np.float32):
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
+def test_of_nothing_there_are_no_slices():
+    assert cut(0, 8) == deal(0, 8, 64) == []
+
+
 @given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 40), st.integers(1, 9))
 def test_slices_cover_everything_once(n, unit, times, count):
     before, most = get_num_threads(), unit * times
@@ -436,6 +440,14 @@ def test_a_stack_of_products_is_numpys_to_rounding(seed, dtype, count, second):
     wanted = a.astype(np.longdouble if dtype == np.float64 else np.float64) @ b
     assert y.dtype == dtype and y.shape == wanted.shape
     assert (np.abs(y - wanted) <= (k + 2) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b))).all()
+
+
+@pytest.mark.parametrize("a, b", [((4096, 4096), (4096,)), ((4096,), (4096, 4096)), ((4096,), (4, 4096, 4096))])
+def test_a_product_with_a_vector_is_numpys(a, b):
+    rng = np.random.default_rng(0)
+    a, b = normal(rng, *a), normal(rng, *b)
+    with BLAS:
+        np.testing.assert_array_equal(be.matmul(a, b), a @ b)
 
 
 @pytest.mark.parametrize("second", [(500, 700), (4, 500, 700)])

@@ -69,6 +69,13 @@ def test_the_loss_falls(method, tmp_path):
     assert {"lr", "grad_norm", "seconds"} <= steps[0].keys()
 
 
+def test_training_keeps_what_its_steps_free(monkeypatch):
+    called = []
+    monkeypatch.setattr("tinyllm.train.keep_freed_memory", lambda: called.append(True))
+    train(make(), loader(), None, TrainConfig(steps=1))
+    assert called
+
+
 def test_evaluation_is_the_mean_over_live_tokens_and_leaves_the_mode():
     model = make(np.float64, dropout=0.5).train()
     whole = loader(8).batch(0)

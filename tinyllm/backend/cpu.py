@@ -81,6 +81,8 @@ by_rows("silu_mul_backward", 0, 1, 2)
 
 @override
 def matmul(xp, a, b, out=None):
+    if min(a.ndim, b.ndim) < 2:
+        return SPECIFICATION["matmul"](xp, a, b, out)
     m, n, k = a.shape[-2], b.shape[-1], a.shape[-1]
     if a.ndim > 2 and b.ndim == 2 and out is None and a.flags.c_contiguous:  # its rows are those of one product
         return matmul(xp, a.reshape(math.prod(a.shape[:-1]), k), b).reshape(*a.shape[:-1], n)

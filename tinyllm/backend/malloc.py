@@ -10,16 +10,19 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-MOST_FROM_THE_HEAP = 32 << 20  # larger arrays come from the system, one by one, and go back to it; glibc's own limit
+FROM_THE_HEAP = (
+    32 << 20
+)  # bytes, the most glibc allows; larger arrays come from the system and go back to it, one by one
+NEVER = -1
 
 
 def keep_freed_memory() -> None:
     """Have what is freed kept for the next arrays, for the rest of this process; `train` calls it.
 
-    Its peak stays what it was, but it holds that much until it ends. Outside glibc (macOS, Windows, musl) this does
-    nothing.
+    Its peak stays what it was, but of arrays below 32 MiB it holds the most there were at once until it ends. Outside
+    glibc (macOS, Windows, musl) this does nothing.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, MOST_FROM_THE_HEAP)  # type: ignore[union-attr]
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # type: ignore[union-attr]
+        libc.mallopt(M_MMAP_THRESHOLD, FROM_THE_HEAP)  # type: ignore[union-attr]
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER)  # type: ignore[union-attr]

@@ -103,7 +103,7 @@ def deal(n: int, unit: int, most: int) -> list[slice]:
 
     They are no longer than `most`, which is a multiple of `unit`; the last may be shorter.
     """
-    rounds = -(-n // (most * _threads))
+    rounds = max(1, -(-n // (most * _threads)))
     return cut(n, max(unit, -(-n // (rounds * _threads) // unit) * unit))
 
 
