@@ -81,14 +81,15 @@ by_rows("silu_mul_backward", 0, 1, 2)
 
 @override
 def matmul(xp, a, b, out=None):
-    if min(a.ndim, b.ndim) < 2:
-        return SPECIFICATION["matmul"](xp, a, b, out)
-    m, n, k = a.shape[-2], b.shape[-1], a.shape[-1]
-    if a.ndim > 2 and b.ndim == 2 and out is None and a.flags.c_contiguous:  # its rows are those of one product
-        return matmul(xp, a.reshape(math.prod(a.shape[:-1]), k), b).reshape(*a.shape[:-1], n)
-    if a.size * n < WORTH_A_PRODUCT or a.shape[:-2] != b.shape[:-2] or at_a_piece() or not BLAS.libraries:
+    flat = a.ndim > 2 and b.ndim == 2 and out is None and a.flags.c_contiguous  # a stack's rows are one product's
+    alike = min(a.ndim, b.ndim) > 1 and a.shape[:-2] == b.shape[:-2]
+    worth = a.size * b.shape[-1] >= WORTH_A_PRODUCT and not at_a_piece() and BLAS.libraries
+    if not worth or not (flat or alike):
         with BLAS:  # its threads would go on spinning after a small product, on cores that the next piece wants
             return SPECIFICATION["matmul"](xp, a, b, out)
+    m, n, k = a.shape[-2], b.shape[-1], a.shape[-1]
+    if flat:
+        return matmul(xp, a.reshape(-1, k), b).reshape(*a.shape[:-1], n)
     y = xp.empty((*a.shape[:-1], n), numpy.result_type(a.dtype, b.dtype)) if out is None else out
     if a.ndim > 2:
         share(lambda some: xp.matmul(a[some], b[some], out=y[some]), deal(len(a), 1, len(a)))
