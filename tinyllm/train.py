@@ -100,6 +100,8 @@ def train(
 ) -> dict[str, Any]:
     """Train what has ``requires_grad``.
 
+    From the first step on the whole process keeps the memory that steps free; see `backend/malloc.py`.
+
     Parameters
     ----------
     model, loader

@@ -10,9 +10,7 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-FROM_THE_HEAP = (
-    32 << 20
-)  # bytes, the most glibc allows; larger arrays come from the system and go back to it, one by one
+FROM_THE_HEAP = 32 << 20  # bytes, glibc's most; larger arrays come from the system and go back to it, one by one
 NEVER = -1
 
 
