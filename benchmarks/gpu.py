@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import tinyllm  # noqa: E402
 from tinyllm.backend.device import backend, set_device  # noqa: E402
 from tinyllm.generate import generate  # noqa: E402
-from tinyllm.inspect.card import card_peak  # noqa: E402
+from tinyllm.inspect.memory import card_peak  # noqa: E402
 from tinyllm.lora import apply_lora, get_lora_parameters  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
 from tinyllm.models.config import llama_shape  # noqa: E402
@@ -136,7 +136,7 @@ def peer(shape: Shape, method: str, dry: bool) -> dict[str, Any]:
 def properties(dry: bool) -> str:
     """The last line of the property tests on the card (dry: one of them, with the kernels on the CPU)."""
     where = ["--backend", "cuda_on_cpu" if dry else "cuda", "-k", "definition and softmax" if dry else "definition"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_primitives.py", *where]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/backend/test_primitives.py", *where]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1]
     if done.returncode:

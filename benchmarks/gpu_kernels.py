@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import BACKENDS
-from tinyllm.backend.kernels import kernel
+from tinyllm.backend.cuda.kernels import kernel
 from tinyllm.backend.nf4 import NF4_LEVELS, NF4_MIDPOINTS
 
 CACHE = 120 << 20  # more than the second-level cache of any card today (H100: 50 MB, B200: 126)

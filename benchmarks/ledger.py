@@ -50,7 +50,7 @@ def measure(name: str) -> dict[str, Any]:
     from worker_tinyllm import build
 
     import tinyllm
-    from tinyllm.backend.malloc import keep_freed_memory
+    from tinyllm.backend.cpu.malloc import keep_freed_memory
     from tinyllm.inspect.plan import plan
     from tinyllm.lora import apply_lora
 

@@ -27,13 +27,12 @@ import numpy as np
 
 import tinyllm
 from tinyllm import assets
-from tinyllm.batches import Loader
 from tinyllm.cli.options import model_folder
-from tinyllm.data import load_text, split
+from tinyllm.data import Loader, load_text, split
+from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.lora import apply_lora, get_lora_parameters
 from tinyllm.models import DecoderModel
 from tinyllm.qlora import quantize_base
-from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import evaluate
 
 ROOT = Path(__file__).parent.parent

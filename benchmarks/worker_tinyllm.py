@@ -73,7 +73,7 @@ def train(spec: dict[str, Any]) -> Step:
     from shapes import LEARNING_RATE, Numbers, Shape
 
     import tinyllm
-    from tinyllm.backend.malloc import keep_freed_memory
+    from tinyllm.backend.cpu.malloc import keep_freed_memory
 
     shape, numbers = Shape(**spec["shape"]), Numbers(spec.get("seed", 0))
     model = build(shape, spec["base"], numbers)
@@ -122,7 +122,7 @@ def nf4(spec: dict[str, Any]) -> Step:
     import numpy as np
     from shapes import Numbers, Shape
 
-    from tinyllm.nf4 import dequantize_nf4, quantize_nf4
+    from tinyllm.frozen.nf4 import dequantize_nf4, quantize_nf4
 
     side = Shape(**spec["shape"]).nf4_side
     w = Numbers(spec.get("seed", 0)).weight("nf4", (side, side))
@@ -186,7 +186,7 @@ def in_matmul(frame: FrameType, known: dict[CodeType, dict]) -> bool:
 
 def multiplying(main: int, known: dict[CodeType, dict]) -> bool:
     """Whether the thread `main` multiplies matrices, or waits for another that does its part of an operation."""
-    from tinyllm.backend.threads import share
+    from tinyllm.backend.cpu.threads import share
 
     frames = sys._current_frames()
     if frames[main].f_code.co_filename != share.__code__.co_filename:

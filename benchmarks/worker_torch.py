@@ -86,8 +86,8 @@ def four_bit(w: Any, dtype: Any, quantised: bool) -> Any:
     rows, columns = w.shape
     layer = Linear4bit(columns, rows, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
     if quantised:
-        from tinyllm.frozen import NF4Weight
-        from tinyllm.state import pack
+        from tinyllm.formats.state import pack
+        from tinyllm.frozen.nf4 import NF4Weight
 
         arrays, _ = pack({"w": NF4Weight.quantize(w.numpy())})
         parts = {key.removeprefix("w."): torch.from_numpy(array.copy()) for key, array in arrays.items() if key != "w"}

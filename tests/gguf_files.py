@@ -11,7 +11,7 @@ import numpy as np
 from tinyllm import assets
 from tinyllm.formats import gguf_file
 from tinyllm.models import DecoderModel
-from tinyllm.models.families import FAMILIES
+from tinyllm.models.families.family import FAMILIES
 
 KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 KINDS |= {"BF16": 30, "Q2_K": 10, "IQ4_XS": 23}

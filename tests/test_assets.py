@@ -6,13 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import make_assets as build
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tinyllm import assets
-from tinyllm.assets import build
 
 TOKENIZER = Tokenizer.from_file(str(assets.path("base") / "tokenizer.json"))
 TEXTS = {"plays": assets.plays(), "jargon": assets.jargon()}

@@ -30,7 +30,7 @@ import seven_b  # noqa: E402
 import worker_tinyllm  # noqa: E402
 from shapes import SHAPES, Numbers, llama_2_7b  # noqa: E402
 
-from tinyllm.backend.threads import get_num_threads, set_num_threads, share  # noqa: E402
+from tinyllm.backend.cpu.threads import get_num_threads, set_num_threads, share  # noqa: E402
 
 SMALL = replace(
     SHAPES["tiny"], vocab_size=128, hidden_size=64, num_layers=1, num_heads=1, intermediate_size=128, time=16

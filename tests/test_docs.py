@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import tinyllm
-from tinyllm.backend import threads
+from tinyllm.backend.cpu import threads
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -165,9 +165,9 @@ def test_the_guides_commands_run(tmp_path, monkeypatch):
     """In the order of the page and as printed, on a tiny model and a few notes, and two steps long at the most."""
     from tinyllm import assets
     from tinyllm.cli import finetune, main
+    from tinyllm.data.tokenizer import Tokenizer
     from tinyllm.models import DecoderModel
     from tinyllm.models.config import llama_shape
-    from tinyllm.tokenizer import Tokenizer
 
     monkeypatch.chdir(tmp_path)
     tokenizer = Tokenizer.load(assets.path("base"))

@@ -12,10 +12,11 @@ from strategies import DTYPES, EPS, arrays, check_gradient, generators, seeds
 
 import tinyllm
 from tinyllm import functional as F
-from tinyllm import head
 from tinyllm.backend import primitives
 from tinyllm.backend.random import Generator
-from tinyllm.frozen import HalfWeight, NF4Weight
+from tinyllm.frozen.half import HalfWeight
+from tinyllm.frozen.nf4 import NF4Weight
+from tinyllm.models import head
 from tinyllm.tensor import Tensor, no_grad
 
 normal = lambda *shape, seed=0: np.random.default_rng([seed, *shape]).standard_normal(shape)
@@ -428,7 +429,7 @@ def test_the_fused_head_takes_stored_weights(store, monkeypatch):
     x, stored = normal(6, 32).astype(np.float32), store(normal(32, 32).astype(np.float32))
     dense = Tensor(stored.dense())
     monkeypatch.setattr(head, "CHUNK_BYTES", 2 * 32 * 4)
-    monkeypatch.setattr("tinyllm.frozen.TILE_BYTES", 8 * 32 * 4)
+    monkeypatch.setattr("tinyllm.frozen.weight.TILE_BYTES", 8 * 32 * 4)
     loss, (gx,) = gradients(lambda a: F.cross_entropy(F.linear(a, dense), targets), x)
     fused, (fused_gx,) = gradients(lambda a: head.linear_cross_entropy(a, stored, targets), x)
     assert_close(fused, loss, k=64)

@@ -13,10 +13,11 @@ from hypothesis.extra.numpy import arrays
 
 from tinyllm import assets
 from tinyllm.cli import main
-from tinyllm.generate import generate, next_probabilities, recommended, stream
+from tinyllm.data.tokenizer import Tokenizer
+from tinyllm.generate import generate, next_probabilities, stream
 from tinyllm.models import DecoderModel
+from tinyllm.models.checkpoints.generation import recommended
 from tinyllm.models.config import llama_shape
-from tinyllm.tokenizer import Tokenizer
 
 VOCAB = 50
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 import tinyllm
 from tinyllm import assets
-from tinyllm.adapters import CONFIG as ADAPTER_CONFIG
-from tinyllm.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.lora import apply_lora
+from tinyllm.lora.peft.adapter import CONFIG as ADAPTER_CONFIG
+from tinyllm.lora.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
-from tinyllm.tokenizer import Tokenizer
 
 DEEP = "[" * 200_000 + "]" * 200_000
 ONE_SENTENCE = (ValueError, TypeError, KeyError, OSError)

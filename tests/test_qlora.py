@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyllm.backend.cpu.threads import get_num_threads
 from tinyllm.backend.random import manual_seed
-from tinyllm.backend.threads import get_num_threads
-from tinyllm.frozen import FrozenWeight, NF4Weight
+from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, dequantize_nf4, quantize_nf4
+from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.lora import (
+    LoRALinear,
     adapter_configs,
     apply_lora,
     disable_lora,
@@ -23,9 +25,7 @@ from tinyllm.lora import (
     set_adapter,
     unmerge_lora,
 )
-from tinyllm.lora_linear import LoRALinear
 from tinyllm.models import DecoderModel
-from tinyllm.nf4 import BLOCK_SIZES, dequantize_nf4, quantize_nf4
 from tinyllm.nn import Linear, Module
 from tinyllm.optim import AdamW
 from tinyllm.qlora import apply_qlora, get_qlora_parameters, quantize_base
@@ -130,7 +130,7 @@ def test_fault_5_exactly_the_adapters_train_and_the_packed_base_keeps_its_bytes(
 
 
 def test_faults_2_and_3_no_float_copy_of_a_layer_outlives_its_tile(monkeypatch):
-    monkeypatch.setattr("tinyllm.frozen.TILE_BYTES", 1 << 20)
+    monkeypatch.setattr("tinyllm.frozen.weight.TILE_BYTES", 1 << 20)
 
     class Stack(Module):
         def __init__(self):

@@ -15,13 +15,15 @@ from tinyllm import functional as F
 from tinyllm import ops
 from tinyllm.backend import random
 from tinyllm.backend.table import Backend
-from tinyllm.frozen import FrozenWeight, HalfWeight, NF4Weight, frozen_linear
-from tinyllm.head import linear_cross_entropy
+from tinyllm.frozen.half import HalfWeight
+from tinyllm.frozen.nf4 import NF4Weight
+from tinyllm.frozen.weight import FrozenWeight, frozen_linear
 from tinyllm.inspect.gradcheck import GradientError, gradcheck
 from tinyllm.inspect.graph import graph_svg
 from tinyllm.inspect.kept import cells_of, kept
 from tinyllm.lora import apply_lora
 from tinyllm.models import DecoderModel
+from tinyllm.models.head import linear_cross_entropy
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import (
     Node,

@@ -5,17 +5,18 @@ Read in this order: `tensor.py`, `ops.py`, `functional.py`, `nn.py`, `models/dec
 """
 
 from tinyllm import functional, nn, ops, optim
-from tinyllm.adapters import load_adapter, save_adapter
 from tinyllm.backend import use
+from tinyllm.backend.cpu.threads import get_num_threads, set_num_threads
 from tinyllm.backend.device import set_device
 from tinyllm.backend.random import manual_seed
-from tinyllm.backend.threads import get_num_threads, set_num_threads
+from tinyllm.formats.state import load, save
 from tinyllm.inspect.gradcheck import gradcheck
 from tinyllm.inspect.graph import graph_svg
 from tinyllm.inspect.kept import kept
-from tinyllm.state import load, save
+from tinyllm.lora.peft.adapter import load_adapter, save_adapter
 from tinyllm.tensor import Parameter, Tensor, checkpoint, enable_grad, no_grad
-from tinyllm.version import __version__
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Parameter",

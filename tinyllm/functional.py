@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.backend.cpu import OVERRIDES
+from tinyllm.backend.cpu.overrides import OVERRIDES
 from tinyllm.backend.table import of
 from tinyllm.tensor import Tensor, op
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinyllm.backend.random import Generator
-from tinyllm.formats import json_file
 from tinyllm.models import DecoderModel
 from tinyllm.models.cache import KVCache
 from tinyllm.tensor import no_grad
@@ -158,54 +156,3 @@ def _stream(model, ids, room, temperature, top_k, top_p, stop, seed, use_cache) 
 def generate(model: DecoderModel, prompt: Sequence[int], max_new_tokens: int = 100, **settings: Any) -> list[int]:
     """The new token ids as a list; the settings are those of `stream`."""
     return list(stream(model, prompt, max_new_tokens, **settings))
-
-
-# What generation_config.json may ask for that is not here, and the value that asks for nothing.
-ELSEWHERE = {
-    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0, "num_beams": 1, "penalty_alpha": 0.0, "length_penalty": 1.0, "encoder_repetition_penalty": 1.0,
-    "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "stop_strings": None, "guidance_scale": 1.0,
-}  # fmt: skip
-
-
-def recommended(folder: Any) -> tuple[dict[str, Any], list[str]]:
-    """How a model's makers would have it write: its ``generation_config.json``.
-
-    Parameters
-    ----------
-    folder : str or Path
-
-    Returns
-    -------
-    settings : dict
-        Arguments of `stream`: ``stop``, and if it samples ``temperature``, ``top_k`` and ``top_p``. Without the file
-        empty.
-    ignored : list of str
-        What it asks for besides, as ``name=value``: it is not done here.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or a value is none that `stream` takes.
-    """
-    path = Path(folder) / "generation_config.json"
-    if not path.is_file():
-        return {}, []
-    said = {name: value for name, value in json_file.read(path).items() if value is not None}
-    stop = said.get("eos_token_id", [])
-    settings: dict[str, Any] = {"stop": tuple(stop) if isinstance(stop, list) else (stop,)}
-    if said.get("do_sample", False):
-        settings["temperature"] = said.get("temperature", 1.0)
-        settings |= {name: said[name] for name in ("top_k", "top_p") if name in said}
-        if settings.get("top_k") == 0:  # all of them
-            del settings["top_k"]
-    whole = [*settings["stop"], settings.get("top_k", 1)]
-    numbers = [settings.get("temperature", 1.0), settings.get("top_p", 1.0)]
-    if any(type(value) is not int or value < 0 for value in whole) or any(
-        type(value) not in (int, float) or not 0 < value < math.inf for value in numbers
-    ):
-        raise ValueError(f"{path} has settings that are none: {settings}; correct it, or take it away")
-    return settings, [
-        f"{name}={said[name]}" for name, nothing in ELSEWHERE.items() if said.get(name, nothing) != nothing
-    ]

@@ -16,7 +16,7 @@ from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
-from tinyllm.frozen import FrozenWeight, frozen_embedding, frozen_linear
+from tinyllm.frozen.weight import FrozenWeight, frozen_embedding, frozen_linear
 from tinyllm.tensor import Parameter, Tensor
 
 Weight = Parameter | FrozenWeight

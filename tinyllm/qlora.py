@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm.frozen import FrozenWeight, NF4Weight
-from tinyllm.lora import apply_lora, check_adapter, get_lora_parameters
-from tinyllm.lora_linear import LoRAConfig
-from tinyllm.lora_targets import linear_names
-from tinyllm.nf4 import check_block_size, dequantize_nf4, quantize_nf4, refuse_non_finite
+from tinyllm.frozen.nf4 import NF4Weight, check_block_size, dequantize_nf4, quantize_nf4
+from tinyllm.frozen.weight import FrozenWeight, refuse_non_finite
+from tinyllm.lora.config import LoRAConfig
+from tinyllm.lora.targets import linear_names
+from tinyllm.lora.verbs import apply_lora, check_adapter, get_lora_parameters
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
 
@@ -91,5 +91,5 @@ def apply_qlora(
 
 
 def get_qlora_parameters(model: Module) -> list[Parameter]:
-    """What trains; the same as `tinyllm.lora.get_lora_parameters`."""
+    """What trains; the same as `tinyllm.lora.verbs.get_lora_parameters`."""
     return get_lora_parameters(model)

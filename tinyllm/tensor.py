@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyllm.backend import random
+from tinyllm.backend.cpu.threads import BLAS
 from tinyllm.backend.table import of
-from tinyllm.backend.threads import BLAS
 
 
 class Node:

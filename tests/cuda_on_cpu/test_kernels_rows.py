@@ -13,8 +13,8 @@ import pytest
 
 from tests.cuda_on_cpu import ORDERS, needs_compiler, settings
 from tests.fake_cupy import cupy
-from tinyllm.backend import cuda
-from tinyllm.backend.cuda import SPECIFICATION
+from tinyllm.backend.cuda import overrides as cuda
+from tinyllm.backend.cuda.overrides import SPECIFICATION
 from tinyllm.backend.random import raw_words
 
 pytestmark = needs_compiler

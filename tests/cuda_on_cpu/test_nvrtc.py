@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_on_cpu.elementwise import ElementwiseKernel, source
-from tinyllm.backend.kernels import every
+from tinyllm.backend.cuda.kernels import every
 
 CARDS = (75, 80, 86, 89, 90, 100, 120)
 cupy = pytest.importorskip("cupy", reason="not run: CuPy is not installed")

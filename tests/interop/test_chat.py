@@ -13,7 +13,7 @@ pytest.importorskip("jinja2", reason="not run: jinja2 is not installed")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from chat_templates import CASES, IM, TURNS, byte_level  # noqa: E402
 
-from tinyllm.tokenizer import Tokenizer  # noqa: E402
+from tinyllm.data.tokenizer import Tokenizer  # noqa: E402
 
 SYSTEM = [{"role": "system", "content": " Be brief. "}, *TURNS]
 THOUGHT = [TURNS[0], {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}]

@@ -10,13 +10,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="not run: torch is not installed")
 transformers = pytest.importorskip("transformers", reason="not run: transformers is not installed")
 
+from tinyllm.backend.half import to_bfloat16  # noqa: E402
 from tinyllm.cli import main  # noqa: E402
 from tinyllm.formats import safetensors_file  # noqa: E402
-from tinyllm.frozen import NF4Weight, to_bfloat16  # noqa: E402
+from tinyllm.frozen.nf4 import NF4Weight  # noqa: E402
 from tinyllm.generate import generate  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
 from tinyllm.models.config import llama_shape  # noqa: E402
-from tinyllm.models.families import family_of  # noqa: E402
+from tinyllm.models.families.family import family_of  # noqa: E402
 from tinyllm.tensor import Parameter  # noqa: E402
 
 VOCAB, CONTEXT = 97, 64  # a prime, and longer than every window and every first context below

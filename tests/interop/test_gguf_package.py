@@ -16,9 +16,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from gguf_files import TEXT, byte_level, described, layout, random_blocks, spm_metadata, tiny  # noqa: E402
 
+from tinyllm.data.tokenizer import Tokenizer  # noqa: E402
 from tinyllm.formats import gguf_file  # noqa: E402
-from tinyllm.models.gguf import load_gguf  # noqa: E402
-from tinyllm.tokenizer import Tokenizer  # noqa: E402
+from tinyllm.models.checkpoints.gguf import load_gguf  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(0, 40, (2, 17))
 

@@ -12,16 +12,10 @@ import bitsandbytes.functional as F  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from tinyllm.double_quant import dynamic_map, torch_mean  # noqa: E402
-from tinyllm.nf4 import (  # noqa: E402
-    BLOCK_SIZES,
-    NF4_LEVELS,
-    NF4_MIDPOINTS,
-    dequantize_absmax,
-    dequantize_nf4,
-    quantize_absmax,
-    quantize_nf4,
-)
+from tinyllm.backend.double_quant import dequantize_absmax, dynamic_map, quantize_absmax  # noqa: E402
+from tinyllm.backend.nf4 import NF4_LEVELS, NF4_MIDPOINTS  # noqa: E402
+from tinyllm.backend.torch_sum import torch_mean  # noqa: E402
+from tinyllm.frozen.nf4 import BLOCK_SIZES, dequantize_nf4, quantize_nf4  # noqa: E402
 
 shapes = st.lists(st.integers(1, 130), min_size=1, max_size=3).filter(lambda s: np.prod(s) <= 60_000)
 dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch", reason="not run: torch is not installed")
 transformers = pytest.importorskip("transformers", reason="not run: transformers is not installed")
 peft = pytest.importorskip("peft", reason="not run: peft is not installed")
 
-from tinyllm.adapters import load_adapter, save_adapter  # noqa: E402
 from tinyllm.formats import safetensors_file  # noqa: E402
+from tinyllm.formats.state import load  # noqa: E402
 from tinyllm.lora import apply_lora, disable_lora, merge_lora  # noqa: E402
+from tinyllm.lora.peft.adapter import load_adapter, save_adapter  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
-from tinyllm.state import load  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(0, 80, (2, 17))
 SMALL = {"vocab_size": 80, "bos_token_id": None, "eos_token_id": None}
@@ -275,8 +275,8 @@ def test_one_training_step_moves_the_same_way(bases, tmp_path, family, dora):
     ours.loss(IDS, targets).backward()
     logits = theirs(torch.tensor(IDS)).logits
     torch.nn.functional.cross_entropy(logits.reshape(-1, 80), torch.tensor(targets).reshape(-1)).backward()
-    from tinyllm.adapter_keys import Names
-    from tinyllm.adapters import held
+    from tinyllm.lora.peft.adapter import held
+    from tinyllm.lora.peft.keys import Names
 
     names, wanted = Names(ours), {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
     found = 0

@@ -15,9 +15,9 @@ for name in ("torch", "transformers", "peft"):
 
 import tinyllm  # noqa: E402
 from tinyllm import assets  # noqa: E402
+from tinyllm.data.tokenizer import Tokenizer  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
 from tinyllm.models.config import llama_shape  # noqa: E402
-from tinyllm.tokenizer import Tokenizer  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 import same_run  # noqa: E402

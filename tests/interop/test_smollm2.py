@@ -10,10 +10,10 @@ tokenizers = pytest.importorskip("tokenizers", reason="not run: tokenizers is no
 
 from tinyllm import assets  # noqa: E402
 from tinyllm.cli import fetch  # noqa: E402
+from tinyllm.data.tokenizer import Tokenizer  # noqa: E402
 from tinyllm.formats import gguf_file  # noqa: E402
 from tinyllm.generate import generate  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
-from tinyllm.tokenizer import Tokenizer  # noqa: E402
 
 FILE = fetch.place("smollm2-135m")
 pytestmark = pytest.mark.skipif(

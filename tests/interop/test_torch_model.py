@@ -9,7 +9,7 @@ T = torch.nn.functional
 from torch_decoder import SHAPES, torch_decoder  # noqa: E402
 
 import tinyllm  # noqa: E402
-from tinyllm.lora_linear import LoRALinear  # noqa: E402
+from tinyllm.lora import LoRALinear  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
 from tinyllm.nn import Linear  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 ``plays()`` is the text to learn language from, ``jargon()`` the one to fine-tune on: it looks and sounds nothing like
 the first, so a learner sees at a glance what an adapter has changed. ``NOTICE`` names sources and licences.
-Read next: ``build.py``, which makes every file here from two public packages.
+``tools/make_assets.py`` makes every file here from two public packages.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy
 
-from tinyllm.backend import cpu
+from tinyllm.backend.cpu import overrides as cpu
 from tinyllm.backend.table import BACKENDS, Backend, of, use
 
 BACKENDS["numpy"] = Backend("numpy", numpy, {**cpu.SPECIFICATION, **cpu.OVERRIDES})

@@ -15,7 +15,7 @@ import numpy
 
 from tinyllm.backend.table import of
 
-# Sixteen bins of equal mass under a normal distribution (`tinyllm.nf4.derive_nf4_levels`), as published: these bits,
+# Sixteen bins of equal mass under a normal distribution (`frozen/nf4.py` derives them), as published: these bits,
 # not the formula, are the format.
 NF4_LEVELS = numpy.array(
     [

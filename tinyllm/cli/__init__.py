@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tinyllm import __version__
 from tinyllm.cli import data, doctor, fetch, finetune, generate, inspect, memory, merge, pretrain, quantize, targets
-from tinyllm.version import __version__
 
 VERBS = {
     "finetune": finetune,

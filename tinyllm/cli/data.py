@@ -10,17 +10,27 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from tinyllm.batches import Batch, Cell, Loader, Row, describe
 from tinyllm.cli.options import EMBEDDED, model_folder
-from tinyllm.data import IGNORE, load_text
-from tinyllm.tokenizer import Tokenizer
+from tinyllm.data.batches import Batch, Loader, Row
+from tinyllm.data.examples import IGNORE
+from tinyllm.data.text import load_text
+from tinyllm.data.tokenizer import Tokenizer
 
 LEARNED, CONTEXT = "bold green", "bright_black"
+
+
+class Cell(NamedTuple):
+    """One position as `describe` shows it."""
+
+    text: str
+    is_loss_position: bool
+    segment: int
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -100,3 +110,24 @@ def spell(cells: Sequence[Cell], colour: bool) -> Text:
         if "\n" in cell.text:
             text.append("\n")
     return text
+
+
+def describe(batch: Batch, tokenizer: Tokenizer) -> list[list[Cell]]:
+    """Spell a batch out, for `tinyllm data show`.
+
+    Returns
+    -------
+    list of rows of (token text, is_loss_position, segment)
+        A loss position is one whose *next* token is learned. Padding has the text "" and segment 0; a token that is
+        only part of a character is shown in the vocabulary's own spelling.
+    """
+
+    def spell(id: int) -> str:
+        text = tokenizer.decode([id])
+        return (tokenizer.token(id) or text) if "\ufffd" in text or not text else text
+
+    def cell(id: Any, label: Any, segment: Any) -> Cell:
+        return Cell(spell(int(id)) if segment else "", bool(label != IGNORE), int(segment))
+
+    columns = batch.ids, batch.labels, batch.segment_ids
+    return [[cell(*position) for position in zip(*row, strict=True)] for row in zip(*columns, strict=True)]

@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from tinyllm import assets
+from tinyllm import __version__, assets
 from tinyllm.backend.device import probe
 from tinyllm.cli.options import megabytes
-from tinyllm.lora import apply_lora, get_lora_parameters
+from tinyllm.data.tokenizer import Tokenizer
+from tinyllm.lora.verbs import apply_lora, get_lora_parameters
 from tinyllm.models import DecoderModel
 from tinyllm.optim import AdamW
-from tinyllm.tokenizer import Tokenizer
-from tinyllm.version import __version__
 
 VARIABLES = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "accelerate": "VECLIB_MAXIMUM_THREADS"}
 PRODUCT = """

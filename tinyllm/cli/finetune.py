@@ -16,26 +16,27 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm import assets
-from tinyllm.adapters import save_adapter
 from tinyllm.backend.device import set_device
-from tinyllm.batches import Loader
 from tinyllm.cli import fetch
 from tinyllm.cli.memory import estimate
 from tinyllm.cli.options import EMBEDDED, add_model, megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
-from tinyllm.data import load_text, split
+from tinyllm.data.batches import Loader
+from tinyllm.data.examples import split
+from tinyllm.data.text import load_text
+from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
 from tinyllm.generate import generate
 from tinyllm.inspect.plan import Plan, plan
-from tinyllm.lora import apply_lora, trainable_summary
-from tinyllm.lora_linear import BIASES
+from tinyllm.lora.config import BIASES
+from tinyllm.lora.peft.adapter import save_adapter
+from tinyllm.lora.verbs import apply_lora, trainable_summary
 from tinyllm.models import DecoderModel
+from tinyllm.models.checkpoints.folder import load_config
 from tinyllm.models.config import DecoderConfig
-from tinyllm.models.folder import load_config
 from tinyllm.qlora import apply_qlora
-from tinyllm.tokenizer import Tokenizer
-from tinyllm.train import TrainConfig, train
+from tinyllm.train.loop import TrainConfig, train
 
 BLOCK_SIZE = 64  # what storage="nf4" quantises with
 READ_WHOLE = 1 << 26  # bytes of a file up to which a fingerprint reads it

@@ -6,10 +6,11 @@ import argparse
 import sys
 from typing import Any
 
-from tinyllm.adapters import load_adapter
 from tinyllm.cli.options import add_base_storage, add_model, load_base, model_folder
-from tinyllm.generate import recommended, stream
-from tinyllm.lora import merge_lora
+from tinyllm.generate import stream
+from tinyllm.lora.peft.adapter import load_adapter
+from tinyllm.lora.verbs import merge_lora
+from tinyllm.models.checkpoints.generation import recommended
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.adapter_keys import PREFIX
-from tinyllm.adapters import CONFIG, WEIGHTS
 from tinyllm.cli.options import megabytes
 from tinyllm.formats import json_file, safetensors_file
-from tinyllm.frozen import FrozenWeight
+from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.lora.peft.adapter import CONFIG, WEIGHTS
+from tinyllm.lora.peft.keys import PREFIX
 
 SHOWN = (
     "base_model_name_or_path",

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from tinyllm.cli.options import megabytes, model_folder
 from tinyllm.inspect.plan import STORAGE, Plan, plan
+from tinyllm.models.checkpoints.folder import load_config
 from tinyllm.models.config import DecoderConfig, llama_shape
-from tinyllm.models.folder import load_config
 
 SHAPES = {
     "llama-2-7b": DecoderConfig(

@@ -16,16 +16,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm import assets
-from tinyllm.adapters import load_adapter
-from tinyllm.batches import Loader
 from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, load_model, model_folder
-from tinyllm.data import load_text, split
-from tinyllm.frozen import FrozenWeight, HalfWeight, NF4Weight
-from tinyllm.lora import lora_layers, merge_lora
+from tinyllm.data.batches import Loader
+from tinyllm.data.examples import split
+from tinyllm.data.text import load_text
+from tinyllm.data.tokenizer import Tokenizer
+from tinyllm.frozen.half import HalfWeight
+from tinyllm.frozen.nf4 import NF4Weight
+from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.lora.peft.adapter import load_adapter
+from tinyllm.lora.verbs import lora_layers, merge_lora
 from tinyllm.models import DecoderModel
 from tinyllm.tensor import Parameter, no_grad
-from tinyllm.tokenizer import Tokenizer
-from tinyllm.train import evaluate
+from tinyllm.train.loop import evaluate
 
 TEXT = "A hacker is one who enjoys exploring the details of systems."  # any text shows the change
 BATCHES, ROWS, LENGTH = 8, 4, 128  # 4,096 tokens tell a loss to some hundredths, a change of it much better

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm import assets
-from tinyllm.adapters import CONFIG, trained_over
 from tinyllm.backend.device import set_device
 from tinyllm.cli import fetch
+from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
-from tinyllm.models import DecoderModel, hub
+from tinyllm.lora.peft.adapter import CONFIG, trained_over
+from tinyllm.models import DecoderModel
+from tinyllm.models.checkpoints import hub
 from tinyllm.models.decoder import STORAGES
 from tinyllm.qlora import quantize_base
-from tinyllm.tokenizer import Tokenizer
 
 EMBEDDED = "base"  # the model that comes with the package
 

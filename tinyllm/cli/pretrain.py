@@ -12,14 +12,15 @@ from rich.console import Console
 
 from tinyllm import assets
 from tinyllm.backend.device import set_device
-from tinyllm.batches import Loader
 from tinyllm.cli.options import megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
-from tinyllm.data import load_text, split
+from tinyllm.data.batches import Loader
+from tinyllm.data.examples import split
+from tinyllm.data.text import load_text
+from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
-from tinyllm.tokenizer import Tokenizer
-from tinyllm.train import TrainConfig, train
+from tinyllm.train.loop import TrainConfig, train
 
 
 def add(parser: argparse.ArgumentParser) -> None:

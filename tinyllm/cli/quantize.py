@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm.cli.options import megabytes, model_folder
-from tinyllm.frozen import HalfWeight, NF4Weight
+from tinyllm.data.tokenizer import Tokenizer
+from tinyllm.frozen.half import HalfWeight
+from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, bits_per_weight
 from tinyllm.models import DecoderModel
-from tinyllm.models.folder import ModelFolder
-from tinyllm.nf4 import BLOCK_SIZES, bits_per_weight
-from tinyllm.tokenizer import Tokenizer
+from tinyllm.models.checkpoints.folder import ModelFolder
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllm.cli.options import EMBEDDED, model_folder
-from tinyllm.lora_targets import is_tied, linear_names, resolve_targets
+from tinyllm.lora.targets import is_tied, linear_names, resolve_targets
 from tinyllm.models import DecoderModel
 
 

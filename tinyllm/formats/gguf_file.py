@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tinyllm.frozen import from_bfloat16
+from tinyllm.backend.half import from_bfloat16
 
 # By ggml's number: name, weights a block, bytes a block. A block is a run of weights in one row.
 KINDS = {

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tinyllm.formats.atomic import write_whole
-from tinyllm.frozen import HalfWeight
+from tinyllm.frozen.half import HalfWeight
 
 # In the order in which the library lays tensors out: the widest first, so that each is aligned.
 DTYPES = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.frozen import FrozenWeight
+from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.tensor import Tensor, _topological
 
 

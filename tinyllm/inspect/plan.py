@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.backend.cpu import WIDEST
-from tinyllm.backend.threads import get_num_threads, share
-from tinyllm.frozen import HalfWeight, NF4Weight
-from tinyllm.inspect.ghost import Ghost, Meter, haunted
+from tinyllm.backend.cpu.overrides import WIDEST
+from tinyllm.backend.cpu.threads import get_num_threads, share
+from tinyllm.backend.ghost import Ghost, Meter, haunted
+from tinyllm.frozen.half import HalfWeight
+from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.inspect.memory import resident_memory
-from tinyllm.lora import apply_lora
+from tinyllm.lora.verbs import apply_lora
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import DecoderConfig
 from tinyllm.nn import Module

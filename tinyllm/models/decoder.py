@@ -14,13 +14,14 @@ import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
+from tinyllm.backend.cpu.threads import BLAS
 from tinyllm.backend.device import as_dtype, device, to_device
 from tinyllm.backend.table import of
-from tinyllm.backend.threads import BLAS
-from tinyllm.frozen import FrozenWeight, store
-from tinyllm.head import chunked_cross_entropy, linear_cross_entropy
+from tinyllm.frozen import store
+from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
+from tinyllm.models.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.positions import check_ids, positions_and_starts, rope_frequencies, rope_tables
 from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from tinyllm.ops import split
@@ -300,14 +301,14 @@ class DecoderModel(Module):
 
     @classmethod
     def from_pretrained(cls, name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
-        """Read a model: a folder, a GGUF file or a name on the hub; see `tinyllm.models.folder.load_pretrained`."""
-        from tinyllm.models.folder import load_pretrained  # it imports this module
+        """Read a model: a folder, a GGUF file or a name on the hub; see `models/checkpoints/folder.py`."""
+        from tinyllm.models.checkpoints.folder import load_pretrained  # it imports this module
 
         return load_pretrained(name, storage, dtype)
 
     def save_pretrained(self, folder: Any, max_shard_size: float = 5e9) -> None:
-        """Write ``config.json`` and ``model.safetensors``; see `tinyllm.models.export.save_pretrained`."""
-        from tinyllm.models.export import save_pretrained
+        """Write ``config.json`` and ``model.safetensors``; see `models/checkpoints/export.py`."""
+        from tinyllm.models.checkpoints.export import save_pretrained
 
         save_pretrained(self, folder, max_shard_size)
 

@@ -1,0 +1,1 @@
+"""NumPy's overrides and the threads that share them."""

@@ -1,0 +1,431 @@
+"""Ghosts: arrays with a shape, a dtype and strides, and no content.
+
+The engine runs on them as it does on NumPy's arrays: the same operations, the same rules, the same tiles. Since each
+says when it comes and when it goes, running one training step on ghosts tells how much memory the step will need, for
+a model that would not even fit here, and it cannot drift from the code: it is the code. Read next: `plan.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+from numpy.lib.stride_tricks import as_strided
+
+from tinyllm.backend.cpu.threads import get_num_threads, instead_of_sharing
+from tinyllm.backend.table import BACKENDS, Backend
+
+
+class Meter:
+    """How many bytes of ghosts are alive, and the most there ever were.
+
+    Attributes
+    ----------
+    live, peak, high : int
+        `high` is the most since somebody last set it.
+    by_label : Counter
+        The bytes alive by the label that was in force when each came.
+    """
+
+    def __init__(self) -> None:
+        self.live = self.peak = self.high = 0
+        self.label = ""
+        self.by_label: Counter[str] = Counter()
+        self.on_peak: Callable[[], None] = lambda: None
+        self.label_of: Callable[[str], str] = lambda label: label  # may know better, from who is making the ghost
+
+    @contextmanager
+    def labelled(self, label: str) -> Iterator[None]:
+        """Ghosts that come inside this block have this label."""
+        before, self.label = self.label, label
+        try:
+            yield
+        finally:
+            self.label = before
+
+    def add(self, label: str, n: int) -> None:
+        self.live += n
+        self.by_label[label] += n
+        self.high = max(self.high, self.live)
+        if self.live > self.peak:
+            self.peak = self.live
+            self.on_peak()
+
+
+METER = NOBODY = Meter()  # the one in force, see `haunted`
+
+
+class Ghost(NDArrayOperatorsMixin):
+    """An array without content.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+
+    Attributes
+    ----------
+    base, owner : Ghost
+        Of a view, the ghost it looks into; a view occupies nothing. Without one, `base` is None and `owner` itself.
+    label : str
+        What it is for, see `Meter`; owners have one.
+    """
+
+    __slots__ = ("__weakref__", "_outline", "base", "label", "_meter")
+
+    def __init__(self, shape: Any, dtype: Any = np.float32):
+        shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        dtype = np.dtype(dtype)
+        steps = [dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        # NumPy itself keeps the outline and makes views of it; one element lies behind it, and nobody ever looks.
+        self._become(as_strided(np.zeros((), dtype), shape, steps, writeable=False), None)
+
+    def _become(self, outline: np.ndarray, base: Ghost | None) -> Ghost:
+        self._outline, self.base = outline, base
+        if base is None:
+            self._meter, self.label = METER, METER.label_of(METER.label)
+            METER.add(self.label, self.nbytes)
+        return self
+
+    def _view(self, outline: np.ndarray) -> Ghost:
+        return Ghost.__new__(Ghost)._become(outline, self.owner)
+
+    def __del__(self) -> None:
+        if getattr(self, "base", self) is None:
+            self._meter.live -= self.nbytes
+            self._meter.by_label[self.label] -= self.nbytes
+
+    shape = property(lambda self: self._outline.shape)
+    dtype = property(lambda self: self._outline.dtype)
+    ndim = property(lambda self: self._outline.ndim)
+    size = property(lambda self: self._outline.size)
+    nbytes = property(lambda self: self._outline.nbytes)
+    itemsize = property(lambda self: self._outline.itemsize)
+    strides = property(lambda self: self._outline.strides)
+    flags = property(lambda self: self._outline.flags)
+    T = property(lambda self: self._view(self._outline.T))
+    owner = property(lambda self: self if self.base is None else self.base)
+
+    def __len__(self) -> int:
+        return len(self._outline)
+
+    def __repr__(self) -> str:
+        return f"Ghost(shape={self.shape}, dtype={self.dtype})"
+
+    # Numbers: a step needs one where the loss or a norm comes to the host. 1 is harmless everywhere.
+    def item(self) -> float:
+        return 1.0
+
+    def __float__(self) -> float:
+        return 1.0
+
+    def __int__(self) -> int:
+        return 1
+
+    def __bool__(self) -> bool:
+        raise TypeError("a ghost has no content to decide by")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("a ghost has no content; call the function of its backend's xp, not NumPy's")
+
+    # Views -------------------------------------------------------------------------------------------------------
+
+    def swapaxes(self, a: int, b: int) -> Ghost:
+        return self._view(self._outline.swapaxes(a, b))
+
+    def transpose(self, *axes: Any) -> Ghost:
+        return self._view(self._outline.transpose(*axes))
+
+    def view(self, dtype: Any) -> Ghost:
+        return self._view(self._outline.view(dtype))
+
+    def reshape(self, *shape: Any) -> Ghost:
+        """A view where NumPy would give one, else a copy."""
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int | np.integer) else shape
+        shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        if -1 in shape:
+            rest = -math.prod(shape)
+            shape = tuple(self.size // rest if n == -1 else n for n in shape)
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        outline = _without_copy(self._outline, shape)
+        return self._view(outline) if outline is not None else Ghost(shape, self.dtype)
+
+    def __getitem__(self, index: Any) -> Ghost:
+        if _is_basic(index):
+            return self._view(self._outline[index])
+        return Ghost(_picked(self.shape, index), self.dtype)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        shape = self._outline[index].shape if _is_basic(index) else _picked(self.shape, index)
+        if np.broadcast_shapes(shape, np.shape(value) if not isinstance(value, Ghost) else value.shape) != shape:
+            raise ValueError(f"a value of shape {value.shape} does not fit into {shape}")
+
+    # Copies ------------------------------------------------------------------------------------------------------
+
+    def copy(self) -> Ghost:
+        return Ghost(self.shape, self.dtype)
+
+    def astype(self, dtype: Any, copy: bool = True) -> Ghost:
+        return self if not copy and np.dtype(dtype) == self.dtype else Ghost(self.shape, dtype)
+
+    def fill(self, value: Any) -> None:
+        pass
+
+    def _reduced(self, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Ghost:
+        axes = range(self.ndim) if axis is None else [a % self.ndim for a in np.atleast_1d(axis)]
+        kept = [1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i not in axes]
+        return Ghost(kept, dtype or self.dtype)
+
+    max = min = sum = mean = _reduced
+
+    def all(self, axis: Any = None, keepdims: bool = False) -> Any:
+        """Asked of all elements at once: yes, as of gains (is one 0?), so that the usual way is taken."""
+        return np.True_ if axis is None and not keepdims else self._reduced(axis, keepdims, bool)
+
+    def any(self, axis: Any = None, keepdims: bool = False) -> Ghost:
+        return self._reduced(axis, keepdims, bool)
+
+    # NumPy's ufuncs and functions -----------------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        if method == "at":
+            return None
+        if method == "reduce":
+            return inputs[0]._reduced(options.get("axis", 0), options.get("keepdims", False))
+        if method != "__call__":
+            return NotImplemented
+        shapes = [getattr(x, "shape", ()) for x in inputs]
+        shape = _product(*shapes) if ufunc is np.matmul else np.broadcast_shapes(*shapes)
+        if out is not None:
+            if np.broadcast_shapes(out[0].shape, shape) != out[0].shape:
+                raise ValueError(f"a result of shape {shape} does not fit into out, {out[0].shape}")
+            return out[0]
+        kinds = tuple(getattr(x, "dtype", type(x)) for x in inputs)
+        return Ghost(shape, options.get("dtype") or _result_dtype(ufunc, kinds))
+
+    def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Any:
+        ours = getattr(FUNCTIONS, function.__name__, None)
+        if ours is None:
+            raise NotImplementedError(f"ghosts do not know numpy.{function.__name__} yet; add it to `ghost.py`")
+        return ours(*args, **kwargs)
+
+
+@cache
+def _result_dtype(ufunc: np.ufunc, kinds: tuple) -> np.dtype:
+    return ufunc.resolve_dtypes((*kinds, *[None] * ufunc.nout))[-1]
+
+
+def _product(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a matrix product."""
+    a2, b2 = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
+    if a2[-1] != b2[-2]:
+        raise ValueError(f"shapes {a} and {b} do not multiply")
+    rows = () if len(a) == 1 else (a2[-2],)
+    columns = () if len(b) == 1 else (b2[-1],)
+    return (*np.broadcast_shapes(a2[:-2], b2[:-2]), *rows, *columns)
+
+
+def _is_basic(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    plain = int | np.integer | slice | type(None) | type(Ellipsis)
+    return all(isinstance(part, plain) and not isinstance(part, bool) for part in parts)
+
+
+def _picked(shape: tuple[int, ...], index: Any) -> tuple[int, ...]:
+    """The shape of an advanced indexing by integer arrays on the first axes."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(hasattr(part, "dtype") and part.dtype.kind in "iu" for part in parts):
+        raise NotImplementedError(f"ghosts are picked from by arrays of integers alone, not by {index!r}")
+    return (*np.broadcast_shapes(*[part.shape for part in parts]), *shape[len(parts) :])
+
+
+def _without_copy(outline: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The outline in another shape if that is a view. (``reshape(copy=False)`` would say so, from NumPy 2.1 on.)"""
+    if not outline.size:
+        return as_strided(outline, shape, [0] * len(shape), writeable=False)
+    old = [(n, s) for n, s in zip(outline.shape, outline.strides, strict=True) if n != 1]
+    strides: list[int] = []
+    i = 0
+    for n in shape:
+        if n == 1:
+            strides.append(0)
+            continue
+        # Runs of old axes and of new axes that hold equally many elements must match; old ones must lie side by side.
+        if i == len(old):
+            return None
+        if old[i][0] % n == 0:  # split an old axis
+            rest = old[i][0] // n
+            strides.append(old[i][1] * rest)
+            old[i] = (rest, old[i][1])
+            if rest == 1:
+                i += 1
+            continue
+        while old[i][0] % n:  # join old axes
+            if i + 1 == len(old) or old[i][1] != old[i + 1][0] * old[i + 1][1]:
+                return None
+            old[i + 1] = (old[i][0] * old[i + 1][0], old[i + 1][1])
+            i += 1
+        rest = old[i][0] // n
+        strides.append(old[i][1] * rest)
+        old[i] = (rest, old[i][1])
+        if rest == 1:
+            i += 1
+    return as_strided(outline, shape, strides, writeable=False)
+
+
+# The array module -----------------------------------------------------------------------------------------------------
+
+
+def _asarray(x: Any, dtype: Any = None) -> Any:
+    """Floats become ghosts; integers, which decide what is computed, stay what they are."""
+    if isinstance(x, Ghost):
+        return x if dtype is None else x.astype(dtype, copy=False)
+    x = np.asarray(x, dtype)
+    return Ghost(x.shape, x.dtype) if x.dtype.kind == "f" and x.size > 1 else x
+
+
+def _like(x: Any, dtype: Any = None) -> Ghost:
+    return Ghost(x.shape, dtype or x.dtype)
+
+
+def _einsum(subscripts: str, *operands: Any) -> Ghost:
+    """Explicit ones, with an ellipsis in front or without."""
+    inputs, _, output = subscripts.partition("->")
+    sizes: dict[str, int] = {}
+    lead: list[tuple[int, ...]] = []
+    for letters, x in zip(inputs.split(","), operands, strict=True):
+        letters = letters.removeprefix("...")
+        lead.append(x.shape[: x.ndim - len(letters)])
+        sizes |= dict(zip(letters, x.shape[x.ndim - len(letters) :], strict=True))
+    front = np.broadcast_shapes(*lead) if "..." in output else ()
+    return Ghost(
+        (*front, *[sizes[c] for c in output.removeprefix("...")]), np.result_type(*[x.dtype for x in operands])
+    )
+
+
+def _concatenate(arrays: Any, axis: int = 0) -> Ghost:
+    arrays = list(arrays)
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(x.shape[axis] for x in arrays)
+    return Ghost(shape, np.result_type(*[x.dtype for x in arrays]))
+
+
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    shape = np.broadcast_shapes(*[getattr(x, "shape", ()) for x in (condition, a, b)])
+    return Ghost(shape, _result_dtype(np.add, tuple(getattr(x, "dtype", type(x)) for x in (a, b))))
+
+
+def _take(x: Any, index: Any, axis: int | None = None, out: Any = None, mode: str = "raise") -> Ghost:
+    return (
+        Ghost(index.shape if axis is None else (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]), x.dtype)
+        if (out is None)
+        else out
+    )
+
+
+def _repeat(x: Any, n: int, axis: int | None = None) -> Ghost:
+    if axis is None:
+        return Ghost(x.size * n, x.dtype)
+    return Ghost([size * n if i == axis % x.ndim else size for i, size in enumerate(x.shape)], x.dtype)
+
+
+def _broadcast_to(x: Any, shape: tuple[int, ...]) -> Ghost:
+    return x._view(np.broadcast_to(x._outline, shape))
+
+
+def _expand_dims(x: Any, axis: Any) -> Ghost:
+    return x._view(np.expand_dims(x._outline, axis))
+
+
+def _clip(x: Any, low: Any, high: Any, out: Any = None) -> Ghost:
+    return _like(x) if out is None else out
+
+
+def _contiguous(x: Any, dtype: Any = None) -> Any:
+    if not isinstance(x, Ghost):
+        return _asarray(np.ascontiguousarray(x, dtype))
+    same = x.flags.c_contiguous and (dtype is None or np.dtype(dtype) == x.dtype)
+    return x if same else _like(x, dtype)
+
+
+# What NumPy dispatches to a ghost's ``__array_function__``, and the array module's own versions, by NumPy's names.
+FUNCTIONS = SimpleNamespace(
+    zeros_like=_like, ones_like=_like, empty_like=_like, einsum=_einsum, concatenate=_concatenate, where=_where,
+    take=_take, repeat=_repeat, broadcast_to=_broadcast_to, expand_dims=_expand_dims, clip=_clip,
+    copyto=lambda target, value, where=True, casting="same_kind": None,
+    reshape=lambda x, shape: x.reshape(shape), swapaxes=lambda x, a, b: x.swapaxes(a, b),
+    sum=lambda x, axis=None, keepdims=False: x.sum(axis, keepdims), shape=lambda x: x.shape, ndim=lambda x: x.ndim,
+)  # fmt: skip
+
+
+class GhostModule:
+    """An array module like NumPy, whose new arrays are ghosts."""
+
+    ndarray = Ghost
+    asarray = staticmethod(_asarray)
+    ascontiguousarray = staticmethod(_contiguous)
+
+    @staticmethod
+    def array(x: Any, dtype: Any = None) -> Any:
+        return Ghost(x.shape, dtype or x.dtype) if isinstance(x, Ghost) else _asarray(x, dtype)
+
+    @staticmethod
+    def empty(shape: Any, dtype: Any = float) -> Ghost:
+        return Ghost(shape, dtype)
+
+    zeros = ones = empty
+
+    @staticmethod
+    def full(shape: Any, value: Any, dtype: Any = float) -> Ghost:
+        return Ghost(shape, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        # Ufuncs and dtypes are NumPy's own: with a ghost among their arguments they end up here anyway.
+        return getattr(FUNCTIONS, name, None) or getattr(np, name)
+
+
+def _ends(work: Callable[[Any], None], pieces: Any) -> None:
+    for piece in [*pieces[:1], *pieces[1:][-1:]]:
+        work(piece)
+
+
+def _share(work: Callable[[Any], None], pieces: Any) -> None:
+    """What `share` does with ghosts: of pieces that are all alike, the first and the last tell as much as all of them.
+
+    What the first needs for a while, each thread needs at the same time. A piece for each thread at most are all gone
+    through, because what one leaves behind (a sum of its own) stays until all are done.
+    """
+    if len(pieces) < 2:
+        return _ends(work, pieces)
+    before, METER.high = METER.high, METER.live
+    with instead_of_sharing(_ends):
+        work(pieces[0])
+        for_a_while = max(0, METER.high - METER.live)
+        for piece in pieces[1:] if len(pieces) <= get_num_threads() else pieces[-1:]:
+            work(piece)
+        Ghost(for_a_while * min(len(pieces), get_num_threads()), np.uint8)  # comes and goes
+    METER.high = max(before, METER.high)
+
+
+@contextmanager
+def haunted() -> Iterator[Meter]:
+    """A ``with`` block in which the engine computes on ghosts, with a meter of its own."""
+    global METER
+    before, METER = METER, Meter()
+    # Of a block within a block, the backend is the same; only the meter is another.
+    BACKENDS.setdefault("ghost", Backend("ghost", GhostModule(), BACKENDS["numpy"].table))  # type: ignore[arg-type]
+    try:
+        with instead_of_sharing(_share):
+            yield METER
+    finally:
+        METER = before
+        if METER is NOBODY:
+            del BACKENDS["ghost"]

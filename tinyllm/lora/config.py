@@ -1,0 +1,66 @@
+"""How adapters are made: one dataclass; the fields are those of PEFT's LoraConfig."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+BIASES = ("none", "all", "lora_only")
+
+
+@dataclass
+class LoRAConfig:
+    """How adapters are made; the fields are those of PEFT's LoraConfig."""
+
+    rank: int = 8  # numbers a token is squeezed through; more rank, more to learn with
+    alpha: float = 16.0  # the update is scaled by alpha / rank, so rank can change without retuning lr
+    dropout: float = 0.0  # on the adapter's input only
+    target_modules: Any = None  # None: attention; list of names or suffixes; regular expression; "all-linear"
+    use_rslora: bool = False  # scale by alpha / sqrt(rank): high ranks keep learning (arXiv 2312.03732)
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # {regular expression of a module's name: rank}
+    alpha_pattern: dict[str, float] = field(default_factory=dict)  # the same for alpha
+    modules_to_save: tuple[str, ...] = ()  # modules that are trained whole and saved with the adapter
+    use_dora: bool = False  # train the lengths of the weights' rows, too; nearer to full training at low ranks
+    bias: str = "none"  # which biases train: "none", "lora_only" (those of the adapted layers) or "all"
+
+    def __post_init__(self) -> None:
+        if self.bias not in BIASES:
+            raise ValueError(f"bias must be one of {', '.join(BIASES)}, not {self.bias!r}")
+        self.modules_to_save = tuple(self.modules_to_save or ())
+        if not isinstance(self.rank, int | np.integer) or self.rank < 1:
+            raise ValueError(f"rank must be a whole number of at least 1, not {self.rank!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be above 0, not {self.alpha}")
+        for pattern, value in [*self.rank_pattern.items(), *self.alpha_pattern.items()]:
+            if not value > 0:
+                raise ValueError(f"the rank and alpha of a pattern must be above 0; {pattern!r} has {value}")
+
+    def rank_of(self, path: str) -> int:
+        return int(by_pattern(self.rank_pattern, path, self.rank))
+
+    def scale_of(self, path: str) -> float:
+        """alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+        rank = self.rank_of(path)
+        return float(by_pattern(self.alpha_pattern, path, self.alpha)) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def matches(pattern: str, path: str, whole: bool = False) -> bool:
+    """Whether a regular expression is for the module at `path`: PEFT's rules, the end of its name or all of it."""
+    try:
+        re.compile(pattern)  # alone, for ")(" is one only between our brackets
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}; for plain names pass a list") from None
+    return bool(re.fullmatch(pattern if whole else rf"(.*\.)?({pattern})", path))
+
+
+def by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if matches(pattern, path):
+            return value
+    return default

@@ -1,0 +1,248 @@
+"""LoRA's verbs: apply, merge, unmerge, enable, disable, set_adapter (Hu et al. 2021, arXiv 2106.09685).
+
+The layer itself is in `lora_linear.py`, what targets mean in `lora_targets.py`, merging in `lora_merge.py`.
+Read next: `qlora.py`, `adapters.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinyllm.lora.config import LoRAConfig, matches
+from tinyllm.lora.layer import LoRALinear
+from tinyllm.lora.merge import merge_lora, unmerge_lora, untie_head
+from tinyllm.lora.saved import SavedModule
+from tinyllm.lora.targets import (
+    adapted_layers,
+    adapter_configs,
+    biased,
+    lora_layers,
+    refuse_tied_head,
+    resolve_saved,
+    resolve_targets,
+)
+from tinyllm.nn import Linear, Module
+from tinyllm.tensor import Parameter
+
+__all__ = [
+    "apply_lora", "add_adapter", "check_adapter", "set_adapter", "enable_lora", "disable_lora", "merge_lora",
+    "unmerge_lora", "untie_head", "get_lora_parameters", "trainable_summary", "adapter_configs", "adapted_layers",
+    "lora_layers",
+]  # fmt: skip
+
+
+def apply_lora(
+    model: Module,
+    rank: int = 8,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    target_modules: Any = None,
+    *,
+    adapter_name: str = "default",
+    use_rslora: bool = False,
+    rank_pattern: dict[str, int] | None = None,
+    alpha_pattern: dict[str, float] | None = None,
+    modules_to_save: Sequence[str] = (),
+    use_dora: bool = False,
+    bias: str = "none",
+    verbose: bool = True,
+) -> Module:
+    """Freeze a model and put adapters beside some of its linear layers.
+
+    Parameters
+    ----------
+    model : Module
+        Changed in place.
+    rank, alpha, dropout, use_rslora, rank_pattern, alpha_pattern
+        See `LoRAConfig`.
+    target_modules : None, list of str, or str
+        None means attention; a list matches whole names or suffixes; a string is a regular expression for the whole
+        name; "all-linear" is every linear layer of the decoder but not the head. PEFT's names are understood.
+    adapter_name : str
+        A second call with another name adds an adapter and makes it the active one.
+    modules_to_save : list of str
+        Modules to train whole, e.g. ``["norm"]``.
+    use_dora : bool
+        Train the lengths of the weights' rows, too (arXiv 2402.09353, see `dora.py`); about a quarter slower.
+    bias : {"none", "lora_only", "all"}
+        Train copies of the biases: none, those of the targets, or every one there is, norms' too. The originals stay,
+        and count again when the adapter is disabled.
+    verbose : bool
+        Print what is trained.
+
+    Returns
+    -------
+    Module
+        The same model; exactly the new adapter and `modules_to_save` train.
+
+    Raises
+    ------
+    ValueError
+        If a target matches nothing, the adapter exists, or a target is a head tied to the embedding. Nothing is
+        changed then.
+    TypeError
+        If `target_modules` is neither a string nor a list of strings.
+    """
+    config = LoRAConfig(
+        rank,
+        alpha,
+        dropout,
+        target_modules,
+        use_rslora,
+        dict(rank_pattern or {}),
+        dict(alpha_pattern or {}),
+        tuple(modules_to_save),
+        use_dora,
+        bias,
+    )
+    return add_adapter(model, config, adapter_name, verbose=verbose)
+
+
+def add_adapter(
+    model: Module, config: LoRAConfig, adapter_name: str, *, tied_head: bool = False, verbose: bool = False
+) -> Module:
+    """`apply_lora` for a whole configuration.
+
+    `tied_head` lets a head that shares the embedding's weight be adapted: its outputs are right; merging parts them.
+    """
+    targets, saved = check_adapter(model, config, adapter_name, tied_head)
+    configs = adapter_configs(model)
+    before = model.num_parameters()
+    for path in targets:
+        layer = model.get(path)
+        if not isinstance(layer, LoRALinear):
+            layer = LoRALinear(layer)
+            model.replace(path, layer)
+        layer.add_adapter(adapter_name, config.rank_of(path), config.scale_of(path), config.dropout, config.use_dora)
+        if config.bias != "none":
+            layer.train_bias(adapter_name)
+    for path in biased(model, targets) if config.bias == "all" else ():
+        module = model.get(path)
+        if isinstance(module, Linear | LoRALinear):
+            if isinstance(module, Linear):
+                module = LoRALinear(module)
+                model.replace(path, module)
+            module.train_bias(adapter_name)
+        else:
+            _saved(model, path).add_copy(adapter_name, bias_only=True)
+    for path in saved:
+        _saved(model, path).add_copy(adapter_name)
+    configs[adapter_name] = config
+    model.merged_for_good = False  # type: ignore[attr-defined]
+    model.train(model.training)
+    set_adapter(model, adapter_name)
+    if verbose:
+        print(trainable_summary(model, before))
+    return model
+
+
+def _saved(model: Module, path: str) -> SavedModule:
+    module = model.get(path)
+    if not isinstance(module, SavedModule):
+        module = SavedModule(module)
+        model.replace(path, module)
+    return module
+
+
+def check_adapter(
+    model: Module, config: LoRAConfig, adapter_name: str, tied_head: bool = False
+) -> tuple[list[str], list[str]]:
+    """The paths to adapt and the paths to train whole, or a ValueError; changes nothing."""
+    targets = resolve_targets(model, config.target_modules)
+    if adapter_name in adapter_configs(model):
+        raise ValueError(f"there is an adapter {adapter_name!r} already; choose another adapter_name")
+    if "." in adapter_name or not adapter_name:
+        raise ValueError(f"an adapter's name must not be empty or contain a dot: {adapter_name!r}")
+    if not tied_head:
+        refuse_tied_head(model, targets)
+    saved = [path for name in config.modules_to_save for path in resolve_saved(model, name)]
+    for path in saved:
+        within = [target for target in targets if target == path or target.startswith(f"{path}.")]
+        if within:
+            raise ValueError(
+                f"modules_to_save trains {path} whole, so {within[0]} cannot be a target too; leave out one of them"
+            )
+    _check_biases(model, config, targets, saved)
+    for pattern in [*config.rank_pattern, *config.alpha_pattern]:
+        if not any(matches(pattern, path) for path in targets):
+            ends = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
+            raise ValueError(f"the pattern {pattern!r} matches none of the target modules; they end in {ends}")
+    return targets, saved
+
+
+def _check_biases(model: Module, config: LoRAConfig, targets: list[str], saved: list[str]) -> None:
+    if config.bias == "none":
+        return
+    layers = [model.get(path) for path in targets]
+    found = [layer for layer in layers if getattr(layer, "base_layer", layer).bias is not None]
+    others = biased(model, targets) if config.bias == "all" else []
+    if not found and not others:
+        which = "the model" if config.bias == "all" else "no target module"
+        raise ValueError(
+            f"bias={config.bias!r} trains nothing: {which} has {'no' if config.bias == 'all' else 'a'} bias; use 'none'"
+        )
+    for path in saved:
+        if path in others or any(other.startswith(f"{path}.") for other in others):
+            raise ValueError(
+                f"modules_to_save trains {path} whole, its bias too, so bias='all' cannot; use 'lora_only' or 'none'"
+            )
+
+
+def trainable_summary(model: Module, before: int | None = None) -> str:
+    """One line: how many parameters train, out of how many."""
+    trainable, total = model.num_parameters(trainable_only=True), model.num_parameters()
+    share = 100 * trainable / total
+    return f"trainable parameters: {trainable:,} of {total:,} ({share:.2f} %), a reduction of {100 - share:.2f} %"
+
+
+def set_adapter(model: Module, names: str | Sequence[str]) -> None:
+    """Make these adapters the active ones, and the only ones that train.
+
+    Raises
+    ------
+    ValueError
+        If there is no adapter of that name.
+    """
+    chosen = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+    known = adapter_configs(model)
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"there is no adapter {name!r}; there are: {', '.join(known) or 'none'}")
+    model.requires_grad_(False)
+    for layer in adapted_layers(model):
+        layer.active = tuple(name for name in chosen if name in layer.names())
+        for name in layer.active:
+            for parameter in layer.parts(name).values():
+                parameter.requires_grad = True
+    enabled = [layer.enabled for layer in adapted_layers(model)]
+    for layer in adapted_layers(model):  # a layer that came later joins the state of the others
+        layer.enabled = all(enabled)
+        if isinstance(layer, LoRALinear):
+            layer.merged = any(other.merged for other in adapted_layers(model) if isinstance(other, LoRALinear))
+
+
+def enable_lora(model: Module) -> Module:
+    """Let the active adapters count (again), merged or not."""
+    for layer in adapted_layers(model):
+        layer.enabled = True
+    return model
+
+
+def disable_lora(model: Module) -> Module:
+    """Answer as the base model does, bit for bit, merged or not."""
+    for layer in adapted_layers(model):
+        layer.enabled = False
+    return model
+
+
+def get_lora_parameters(model: Module) -> list[Parameter]:
+    """What trains: the active adapters' A and B, DoRA's magnitudes, and what `bias` and `modules_to_save` name.
+
+    Raises
+    ------
+    RuntimeError
+        If the model has no adapters.
+    """
+    adapted_layers(model)
+    return [p for p in model.parameters() if p.requires_grad]

@@ -1,0 +1,1 @@
+"""Models in files: Hugging Face folders, GGUF, the hub."""

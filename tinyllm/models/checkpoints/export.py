@@ -1,0 +1,157 @@
+"""Writing a model's folder: its family's names and fields, bitsandbytes' keys for NF4, shards for what is large.
+
+Nothing of an older save is touched before everything new is whole on disk. Read next: `../adapters.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tinyllm.formats import safetensors_file
+from tinyllm.formats.atomic import make_folder, write_text
+from tinyllm.formats.state import pack
+from tinyllm.frozen.half import HalfWeight
+from tinyllm.frozen.nf4 import NF4Weight
+from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.models.checkpoints.folder import INDEX, SINGLE
+from tinyllm.models.decoder import DecoderModel
+from tinyllm.models.families.family import FAMILIES, Family, family_of
+from tinyllm.nn import Linear
+
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def save_pretrained(model: DecoderModel, folder: Any, max_shard_size: float = 5e9) -> None:
+    """Write a model so that transformers and `load_pretrained` can read it.
+
+    Parameters
+    ----------
+    model : DecoderModel
+        Without adapters: merge them for good first, or write them with `tinyllm.save_adapter`.
+    folder : str or Path
+        Made if it does not exist. A tokenizer's files and whatever else is there stay.
+    max_shard_size : float
+        Bytes. A model that is larger is written as several files, each as large as this at most, or holding one weight.
+
+    Raises
+    ------
+    ValueError
+        If the model has adapters, or is of no family.
+    OSError
+        If it cannot be written; what was there before is as it was.
+
+    Notes
+    -----
+    The new files are written into a hidden folder inside `folder`, so for a while there must be room for both, and then
+    take the old ones' places, which is a few renames. Killed before those, the old model is whole. Killed between them,
+    one file is still exchanged as a whole, but of several shards some may be new and the index is missing, so that the
+    folder is refused rather than read as a mixture: save again.
+    """
+    if isinstance(max_shard_size, str) or not max_shard_size > 0:
+        raise ValueError(f"max_shard_size must be a number of bytes above 0, not {max_shard_size!r}")
+    state: dict[str, Any] = dict(model.state_dict())
+    if any(".base_layer." in name or ".original." in name for name in state):
+        raise ValueError(
+            "the model has adapters; write them alone with tinyllm.save_adapter(model, folder), or fold them in first "
+            "with merge_lora(model, keep_base=False)"
+        )
+    family = family_of(model.config)
+    if family is None:
+        near = min((f.differences(model.config) for f in FAMILIES.values()), key=len)
+        raise ValueError(
+            f"no family of transformers has this model's shape (the nearest differs in {', '.join(near)}); "
+            "use tinyllm.save(model.state_dict(), path)"
+        )
+    fields = _fields(model, family, state)
+    folder = make_folder(folder)
+    stage = folder / f".{secrets.token_hex(8)}.tmp"
+    try:
+        stage.mkdir()
+        _write_weights(state, family, stage, max_shard_size)
+        write_text(stage / "config.json", json.dumps(fields, indent=2) + "\n")
+        _exchange(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _fields(model: DecoderModel, family: Family, state: dict[str, Any]) -> dict[str, Any]:
+    """``config.json``."""
+    half = {w.storage for w in state.values() if isinstance(w, HalfWeight)}
+    nested = {w.double_quant for w in state.values() if isinstance(w, NF4Weight)}
+    fields = family.write(model.config, half.pop() if half and not nested else model.dtype.name)
+    # Training or merging may have parted the two, or an assignment joined them.
+    fields["tie_word_embeddings"] = model.lm_head.weight is model.embed_tokens.weight
+    if nested:
+        linear = [path for path, module in model.named_modules() if isinstance(module, Linear) and path != "lm_head"]
+        floats = [path for path in linear if not isinstance(model.get(path).weight, NF4Weight)]
+        fields["quantization_config"] = {
+            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": any(nested),
+            "bnb_4bit_compute_dtype": model.dtype.name, "quant_method": "bitsandbytes",
+        }  # fmt: skip
+        if floats:  # merged ones, say; without this list transformers leaves the head alone, with it no other
+            fields["quantization_config"]["llm_int8_skip_modules"] = ["lm_head", *map(family.hf_name, floats)]
+    return fields
+
+
+def _write_weights(state: dict[str, Any], family: Family, stage: Path, limit: float) -> None:
+    """One file, or shards and their index; an array is laid out for the file only when its turn comes."""
+    nf4 = any(isinstance(weight, NF4Weight) for weight in state.values())
+    shards: list[list[str]] = [[]]
+    sizes = {name: _bytes(weight, nf4) for name, weight in state.items()}
+    for name in state:
+        if shards[-1] and sum(sizes[other] for other in shards[-1]) + sizes[name] > limit:
+            shards.append([])
+        shards[-1].append(name)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        arrays, _ = pack(
+            {family.hf_name(name): _as_stored(state[name], family.transposed(name), nf4) for name in names}
+        )
+        safetensors_file.write(stage / file, arrays)
+        weight_map |= dict.fromkeys(arrays, file)
+    if len(shards) > 1:
+        said = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        write_text(stage / INDEX, json.dumps(said, indent=2) + "\n")
+
+
+def _as_stored(weight: Any, transposed: bool, nf4: bool) -> Any:
+    """What the file holds of a weight."""
+    if isinstance(weight, NF4Weight):
+        return weight
+    if isinstance(weight, HalfWeight) and nf4:
+        # transformers does not convert what stands beside 4-bit weights; widening changes no value.
+        weight = weight.dense()
+    if not transposed:
+        return weight
+    if isinstance(weight, HalfWeight):
+        return HalfWeight(weight.bits.T, weight.storage, weight.dtype)
+    return getattr(weight, "data", weight).T
+
+
+def _bytes(weight: Any, nf4: bool) -> int:
+    """How large `_as_stored` is."""
+    if isinstance(weight, NF4Weight):
+        return sum(array.nbytes for array in pack({"": weight})[0].values())
+    if isinstance(weight, FrozenWeight):
+        return weight.size * weight.dtype.itemsize if nf4 else weight.nbytes
+    return weight.data.nbytes
+
+
+def _exchange(stage: Path, folder: Path) -> None:
+    """Move the new files into place and remove what is left of an older save."""
+    new = sorted(path.name for path in stage.iterdir())
+    if INDEX in new:
+        (folder / INDEX).unlink(missing_ok=True)  # until the last shard is in place there is no index
+    # Weights first, the index last: it is what makes shards a model.
+    for name in sorted(new, key=lambda name: (name == INDEX, name == "config.json", name)):
+        os.replace(stage / name, folder / name)
+    for path in folder.iterdir():
+        if path.name not in new and (path.name in (SINGLE, INDEX) or SHARD.fullmatch(path.name)):
+            path.unlink()

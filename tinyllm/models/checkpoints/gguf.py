@@ -1,0 +1,240 @@
+"""A model out of a GGUF file: llama.cpp's names, metadata and row order, and ours.
+
+Only metadata that is understood, or says nothing about the arithmetic, passes; the rest is refused by name, since a
+model read with one key misunderstood answers almost right. Read next: `../formats/gguf_file.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from tinyllm.formats import gguf_file
+from tinyllm.formats.gguf_file import Header
+from tinyllm.formats.names import few
+from tinyllm.models.config import DecoderConfig, RopeScaling
+from tinyllm.models.decoder import DecoderModel
+from tinyllm.models.families.family import FAMILIES
+from tinyllm.models.positions import rope_frequencies
+from tinyllm.nn import placeholder
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")  # also the names of their families
+# Our modules and llama.cpp's; within a block first.
+NAMES = {
+    "input_layernorm": "attn_norm", "self_attn.qkv_proj": "attn_qkv", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.out_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "embed_tokens": "token_embd", "embed_positions": "position_embd", "norm": "output_norm", "lm_head": "output",
+}  # fmt: skip
+ROPE_FACTORS = "rope_freqs.weight"
+LARGEST = 1 << 28  # of any size in the metadata
+REQUIRED = object()
+
+
+def load_gguf(path: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+    """Read a model.
+
+    Parameters
+    ----------
+    path : str or Path
+        A GGUF file, whole (not one of several pieces).
+    storage : {"float32", "float16", "bfloat16", "nf4"}, optional
+        What the weights are kept as, see `DecoderModel`. None: float32, whatever the file stores them as. NF4 is not
+        what the file's own four bits are, so "nf4" rounds a second time.
+    dtype : dtype
+        What to compute in.
+
+    Returns
+    -------
+    DecoderModel
+        Its weights are read and converted one at a time.
+
+    Raises
+    ------
+    FileNotFoundError, ImportError
+        If there is no such file, or the `gguf` package is needed and missing.
+    ValueError
+        If the file is damaged, or the model is not understood.
+    """
+    header = gguf_file.read_header(path)
+    config = read_config(path, header)
+    model = DecoderModel(**config, dtype=dtype, init=lambda _, shape: placeholder(shape, dtype))
+    names = {name: gguf_name(name) for name, _ in model.named_weights()}
+    left = sorted(header.tensors.keys() - names.values() - {ROPE_FACTORS})
+    missing = [name for name in names.values() if name not in header.tensors]
+    if left or missing:
+        said = [f"{what} {few(some)}" for what, some in (("lacks", missing), ("has besides", left)) if some]
+        raise ValueError(
+            f"{path} does not hold a {config['model_type']} as it is understood here: it {'; '.join(said)}"
+        )
+    for name, weight in model.named_weights():
+        shape = header.tensors[names[name]].shape
+        if shape != tuple(weight.shape):
+            raise ValueError(f"{path} has {names[name]} of shape {shape}, but its metadata ask for {weight.shape}")
+    heads = {"q_proj": model.config.num_heads, "k_proj": model.config.num_kv_heads}
+
+    def init(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        w = gguf_file.read(path, header.tensors[names[name]], names[name])
+        module = name.split(".")[-2]
+        return unpermute(w, heads[module]) if config["model_type"] == "llama" and module in heads else w
+
+    model.fill(init, storage or "float32")
+    model.eval()
+    return model
+
+
+def unpermute(w: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a llama's q or k back in our order, (heads * n, in).
+
+    RoPE turns pairs of channels: (i, i + n/2) here and in transformers, neighbours (2i, 2i + 1) in llama.cpp's llama,
+    whose converter moves the rows of each head to fit. The other architectures keep our order.
+    """
+    n = w.shape[0] // heads
+    return w.reshape(heads, n // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of our weight: ``layers.0.self_attn.q_proj.weight`` is ``blk.0.attn_q.weight``."""
+    block, module, kind = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)\.(\w+)", name).groups()  # type: ignore[union-attr]
+    return f"blk.{block}.{NAMES[module]}.{kind}" if block else f"{NAMES[module]}.{kind}"
+
+
+def read_config(path: Any, header: Header) -> dict[str, Any]:
+    """The keyword arguments of `DecoderModel`.
+
+    Raises
+    ------
+    ValueError
+        If the metadata lack something, or say something that would change the model and is not understood.
+    """
+    metadata, tensors = header.metadata, header.tensors
+    architecture = metadata.get("general.architecture")
+    if metadata.get("general.type", "model") != "model":
+        raise ValueError(f"{path} holds no model but general.type {metadata['general.type']!r}; give the model's file")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{path} holds a model of architecture {architecture!r}; understood are {', '.join(ARCHITECTURES)}"
+        )
+    if metadata.get("split.count", 1) not in (0, 1):
+        raise ValueError(f"{path} is one of {metadata['split.count']} pieces; join them with llama-gguf-split --merge")
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{path} lacks token_embd.weight: it holds no whole model")
+    said = _Metadata(path, metadata, architecture)
+    heads = said.whole("attention.head_count")
+    config: dict[str, Any] = {
+        **FAMILIES[architecture].shape,
+        "model_type": architecture,
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "hidden_size": said.whole("embedding_length"),
+        "num_layers": said.whole("block_count"),
+        "num_heads": heads,
+        "intermediate_size": said.whole("feed_forward_length"),
+        "max_seq_len": said.whole("context_length"),
+        "tie_embeddings": "output.weight" not in tensors,
+    }
+    if config["num_layers"] > len(tensors):
+        raise ValueError(
+            f"{path} says block_count {config['num_layers']}, but has {len(tensors)} tensors; get it again"
+        )
+    said.expect("vocab_size", config["vocab_size"])
+    if architecture == "gpt2":
+        config["norm_eps"] = said.number("attention.layer_norm_epsilon")
+        said.expect("attention.head_count_kv", heads)
+    else:
+        config["num_kv_heads"] = said.whole("attention.head_count_kv", heads)
+        config["norm_eps"] = said.number("attention.layer_norm_rms_epsilon")
+        config |= _positions(said, config, header)
+    said.expect("attention.causal", True)
+    said.finish()
+    widest = max(side for entry in tensors.values() for side in entry.shape)
+    width = heads * config.get("head_dim", 0)
+    for size in (config["hidden_size"], config["intermediate_size"], width):  # before vectors of that size are made
+        if size > widest:
+            raise ValueError(f"{path} has metadata that ask for a size of {size}, but none of its tensors has it")
+    return config
+
+
+def _positions(said: _Metadata, config: dict[str, Any], header: Header) -> dict[str, Any]:
+    """The size of a head and how RoPE turns it."""
+    if "attention.key_length" not in said.rest and config["hidden_size"] % config["num_heads"]:
+        raise ValueError(f"{said.path} lacks attention.key_length, and its heads do not divide embedding_length")
+    n = said.whole("attention.key_length", config["hidden_size"] // config["num_heads"])
+    said.expect("attention.value_length", n)
+    said.expect("rope.dimension_count", n)
+    said.expect("rope.scaling.type", "none")
+    said.expect("rope.scale_linear", 1.0)
+    theta = said.number("rope.freq_base", 10000.0)
+    return {
+        "head_dim": n,
+        "rope_theta": theta,
+        "rope_scaling": _scaling(said.path, {**config, "head_dim": n, "rope_theta": theta}, header),
+    }
+
+
+def _scaling(path: Any, config: dict[str, Any], header: Header) -> RopeScaling | None:
+    """What the wavelengths' factors say, (n/2,) floats: a file has these instead of Llama 3's four numbers."""
+    if ROPE_FACTORS not in header.tensors:
+        return None
+    factors = gguf_file.read(path, header.tensors[ROPE_FACTORS], ROPE_FACTORS)
+    if (factors == 1).all():
+        return None
+    scaling = RopeScaling(float(factors.max()), 1.0, 4.0, 8192)  # as in all of Llama 3.1, 3.2 and 3.3
+    plain = DecoderConfig(**{**config, "rope_scaling": None})
+    stretched = DecoderConfig(**{**config, "rope_scaling": scaling})
+    expected = rope_frequencies(plain) / rope_frequencies(stretched)
+    if (
+        config["model_type"] != "llama"
+        or factors.shape != expected.shape
+        or not np.allclose(factors, expected, 1e-5, 0)
+    ):
+        raise ValueError(f"{path} stretches rotary positions ({ROPE_FACTORS}) in a way that is not Llama 3's")
+    return scaling
+
+
+class _Metadata:
+    """One architecture's keys; each may be taken once, and what is left over at the end must say nothing."""
+
+    def __init__(self, path: Any, metadata: dict[str, Any], architecture: str):
+        self.path, self.prefix = path, architecture + "."
+        self.rest = {key[len(self.prefix) :]: v for key, v in metadata.items() if key.startswith(self.prefix)}
+        self.rest.pop("tensor_data_layout", None)  # where the weights came from
+
+    def take(self, key: str, default: Any) -> Any:
+        value = self.rest.pop(key, default)
+        if value is REQUIRED:
+            raise ValueError(f"{self.path} lacks {self.prefix}{key}; get the model again, or another conversion of it")
+        if isinstance(value, np.ndarray):  # one a layer
+            if len(set(value.tolist())) != 1:
+                raise ValueError(f"{self.path} has another {self.prefix}{key} for each layer, which is not understood")
+            value = value[0].item()
+        return value
+
+    def whole(self, key: str, default: Any = REQUIRED) -> int:
+        value = self.take(key, default)
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            raise ValueError(f"{self.path} has {self.prefix}{key} = {value!r}; it must be a whole number above 0")
+        return value
+
+    def number(self, key: str, default: Any = REQUIRED) -> float:
+        value = self.take(key, default)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise ValueError(f"{self.path} has {self.prefix}{key} = {value!r}; it must be a number above 0")
+        return float(value)
+
+    def expect(self, key: str, only: Any) -> None:
+        value = self.take(key, only)
+        if value != only:
+            raise ValueError(
+                f"{self.path} has {self.prefix}{key} = {value!r}, which is not understood here (only {only!r} is)"
+            )
+
+    def finish(self) -> None:
+        for key, value in self.rest.items():
+            if isinstance(value, np.ndarray | list) or value not in (0, False, "", "none"):
+                raise ValueError(
+                    f"{self.path} has {self.prefix}{key} = {str(value)[:80]}, which would change the model and is not "
+                    "understood"
+                )

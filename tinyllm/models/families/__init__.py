@@ -1,0 +1,1 @@
+"""One file a family: its names and fields on Hugging Face."""

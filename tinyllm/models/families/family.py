@@ -1,0 +1,109 @@
+"""The families of checkpoints: what Hugging Face calls a model's weights and fields, and what they are called here.
+
+One dict, by ``model_type``. A new family is a file like `llama.py` and a line in `FAMILIES`. Read next: `folder.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tinyllm.formats.fields import Fields
+from tinyllm.models.config import DecoderConfig
+from tinyllm.models.families import gpt2, llama, mistral, qwen
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family's names and configuration, see `FAMILIES`."""
+
+    model_type: str
+    architecture: str  # the class of transformers
+    names: Mapping[str, str]  # our paths and theirs
+    shape: Mapping[str, Any]  # the fields of DecoderConfig that all its models share
+    read_fields: Callable[[Fields], dict[str, Any]]
+    write_fields: Callable[[DecoderConfig], dict[str, Any]]
+    inert: tuple[str, ...] = ()  # fields that change nothing in this family
+    conv1d: tuple[str, ...] = ()  # layers whose float weights it keeps as (in, out)
+    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)  # endings of what old files hold beside weights
+    more_differences: Callable[[DecoderConfig], list[str]] = lambda config: []  # what `shape` cannot say
+
+    def hf_name(self, name: str) -> str:
+        """Their name of our weight or module: ``layers.0.mlp.up_proj`` is ``transformer.h.0.mlp.c_fc`` in GPT-2."""
+        return _rename(name, self.names.items())
+
+    def our_name(self, name: str) -> str:
+        """The other way round."""
+        return _rename(name, ((theirs, ours) for ours, theirs in self.names.items()))
+
+    def transposed(self, name: str) -> bool:
+        """Whether they keep the float weight of this path of ours as (in, out). Packed 4-bit ones are never so kept."""
+        parts = name.split(".")
+        return parts[-1] == "weight" and len(parts) > 1 and parts[-2] in self.conv1d
+
+    def read(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of `DecoderModel` for a ``config.json``.
+
+        Raises
+        ------
+        ValueError
+            If it lacks a field, or has one that would change the model and is not understood.
+        """
+        taken = Fields(fields)
+        config = self.read_fields(taken)
+        taken.finish(self.inert)
+        return {**config, "model_type": self.model_type}
+
+    def write(self, config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
+        """The fields of ``config.json``."""
+        named = {"architectures": [self.architecture], "model_type": self.model_type}
+        return {**named, **self.write_fields(config), "torch_dtype": dtype}
+
+    def differences(self, config: DecoderConfig) -> list[str]:
+        """The fields in which a configuration is not of this family."""
+        said = [f"{n}={getattr(config, n)!r}" for n, value in self.shape.items() if getattr(config, n) != value]
+        return said + self.more_differences(config)
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(
+            "gpt2",
+            "GPT2LMHeadModel",
+            gpt2.NAMES,
+            gpt2.SHAPE,
+            gpt2.read,
+            gpt2.write,
+            gpt2.INERT,
+            gpt2.CONV1D,
+            gpt2.BUFFERS,
+            gpt2.differences,
+        ),
+        Family("llama", "LlamaForCausalLM", llama.NAMES, llama.SHAPE, llama.read, llama.write, llama.INERT),
+        Family("mistral", "MistralForCausalLM", mistral.NAMES, mistral.SHAPE, mistral.read, mistral.write),
+        Family("qwen2", "Qwen2ForCausalLM", qwen.NAMES, qwen.SHAPE2, qwen.read2, qwen.write2),
+        Family("qwen3", "Qwen3ForCausalLM", qwen.NAMES, qwen.SHAPE3, qwen.read3, qwen.write3),
+    )
+}
+
+
+def family_of(config: Any) -> Family | None:
+    """The family a configuration is written as: its ``model_type`` if that fits, else the first that does, or None."""
+    if not isinstance(config, DecoderConfig):
+        return None
+    said = FAMILIES.get(config.model_type)
+    for family in ([said] if said else []) + list(FAMILIES.values()):
+        if not family.differences(config):
+            return family
+    return None
+
+
+def _rename(name: str, table: Any) -> str:
+    for old, new in table:
+        found = re.match(re.escape(old).replace(r"\*", r"(\d+)") + r"(?=\.|$)", name)
+        if found:
+            return new.replace("*", found[1] if found.groups() else "") + name[found.end() :]
+    return name
