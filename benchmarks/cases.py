@@ -1,4 +1,4 @@
-"""Who is measured at what: cases, their contenders, and the targets. Read next: `protocol.py`, then `run.py`.
+"""Who is measured at what: cases, their contenders, and the targets.
 
 tinyllm is the first contender of every case; the others are compared with it.
 """

@@ -1,4 +1,4 @@
-"""One case: all its contenders alive at once, their steps interleaved round by round. Read next: `run.py`."""
+"""One case: all its contenders alive at once, their steps interleaved round by round."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 `serve` is the worker's half, `Worker` that of the one who measures. A process of its own, so that a peak of resident
 memory is one contender's; alive between rounds, so that rounds of all contenders can be interleaved. The worker itself
-measures its wall and CPU seconds. Read next: `worker_tinyllm.py`.
+measures its wall and CPU seconds.
 """
 
 from __future__ import annotations

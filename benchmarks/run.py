@@ -5,8 +5,7 @@
     python benchmarks/run.py --shape tiny --ci     the whole on small shapes, as CI does
 
 Each case writes a JSON and prints a table. A peer that is not installed is "not run". Ends with 1 if a worker failed,
-a comparison was refused or, with --ci, a law of memory is broken; never because of a time. Read next: `cases.py`,
-`measure.py`.
+a comparison was refused or, with --ci, a law of memory is broken; never because of a time.
 """
 
 from __future__ import annotations

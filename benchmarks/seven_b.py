@@ -8,7 +8,7 @@
 
 Batch 1 x 128, checkpointing, LoRA of rank 8 on q, k, v and o, AdamW. The weights are random, made, stored in few bits
 and dropped again one by one, so that no float copy of the whole ever exists; this holds for the peers, too. One
-process after the other. Read next: `worker_tinyllm.py`, which builds and steps.
+process after the other.
 """
 
 from __future__ import annotations

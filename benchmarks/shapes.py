@@ -1,4 +1,4 @@
-"""What is measured: model shapes by name, and the numbers every worker fills them with. Read next: `cases.py`.
+"""What is measured: model shapes by name, and the numbers every worker fills them with.
 
 The weights are random, but the same for everyone: each worker makes them itself, from the same block of normal numbers
 (so that a 7B model takes seconds), and all are exact in float16, so that a base stored in half precision holds the

@@ -1,4 +1,4 @@
-"""Seconds that importing a module takes in a fresh interpreter, beyond NumPy's own import. Read next: `run.py`."""
+"""Seconds that importing a module takes in a fresh interpreter, beyond NumPy's own import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JAX under jit, float32, on the CPU. The model is in `peers/jax_llama.py`. Read next: `worker_import.py`."""
+"""JAX under jit, float32, on the CPU. The model is in `peers/jax_llama.py`."""
 
 from __future__ import annotations
 

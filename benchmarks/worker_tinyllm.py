@@ -1,4 +1,4 @@
-"""tinyllm's side of every case. Read next: `worker_torch.py`, the same for the peers."""
+"""tinyllm's side of every case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch, transformers, PEFT and bitsandbytes, as their documentation uses them. Read next: `worker_jax.py`."""
+"""PyTorch, transformers, PEFT and bitsandbytes, as their documentation uses them."""
 
 from __future__ import annotations
 

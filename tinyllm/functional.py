@@ -1,7 +1,6 @@
 """The operations of a neural network, each with its rules; names follow ``torch.nn.functional``.
 
-The arithmetic inside them is the backend's (`backend/primitives.py`), called through the table. Read next: `frozen.py`
-for weights that store less, `nn.py` for the layers.
+The arithmetic inside them is the backend's (`backend/primitives.py`), called through the table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Generation: one token after another from the logits of the last position, with a KV cache.
-
-Read next: `train.py`.
-"""
+"""Generation: one token after another from the logits of the last position, with a KV cache."""
 
 from __future__ import annotations
 

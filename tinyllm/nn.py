@@ -1,7 +1,7 @@
 """Layers: a Module owns parameters and other modules, found by walking its attributes.
 
 A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the path of attributes
-(``layers.0.self_attn.q_proj.weight``), as in PyTorch. Read next: `models/decoder.py`.
+(``layers.0.self_attn.q_proj.weight``), as in PyTorch.
 """
 
 from __future__ import annotations

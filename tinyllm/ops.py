@@ -3,7 +3,7 @@
 A rule names arrays and shapes only, never a Tensor (that would keep the whole graph behind it), and what it names is
 what is kept for backward: `add` keeps nothing, `exp` its output, `mul` both inputs. Constants may be Python numbers or
 arrays; they take the tensor's dtype, so a float32 model never turns float64. Two tensors of different dtypes are an
-error: say ``.astype`` where you mean it. Read next: `functional.py`, the operations of a neural network.
+error: say ``.astype`` where you mean it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdamW, gradient clipping and learning-rate schedules. Read next: `train.py`."""
+"""AdamW, gradient clipping and learning-rate schedules."""
 
 from __future__ import annotations
 

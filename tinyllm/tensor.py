@@ -5,7 +5,7 @@
         return op(x * y, (a, lambda g: g * y), (b, lambda g: g * x))
 
 `op` keeps a rule only if recording is on and that input needs a gradient. So what a rule *names* is what is kept for
-backward, and a frozen weight costs nothing. Read next: `ops.py`, where every rule stands.
+backward, and a frozen weight costs nothing.
 """
 
 from __future__ import annotations

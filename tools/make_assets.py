@@ -13,7 +13,6 @@ Then::
     python tools/make_assets.py tokenizer
 
 Both are deterministic: the same packages give the same text, the same text gives the same tokenizer.
-Read next: ``NOTICE``, which says in prose what was changed.
 """
 
 from __future__ import annotations

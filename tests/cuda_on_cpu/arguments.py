@@ -3,7 +3,7 @@
 CuPy passes an array's pointer and a scalar's bytes, whatever they are; here a wrong dtype, a strided array or a plain
 Python number is refused. Arrays are copied into one block of memory with wide gaps, so that an access outside of one
 array never lands in another, at addresses that are aligned as on the card: an allocation begins at a multiple of 256
-bytes, and a view keeps its offset. Read next: launch.py.
+bytes, and a view keeps its offset.
 """
 
 from __future__ import annotations

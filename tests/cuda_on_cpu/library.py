@@ -1,7 +1,7 @@
 """From the text of a .cu file to a loaded library: one g++ call, remembered by a hash of everything that went in.
 
 The text is compiled as it stands, with one rewrite: `extern __shared__ T name[];` has no counterpart in C++ and becomes
-a pointer to the launch's dynamic shared memory. Read next: arguments.py.
+a pointer to the launch's dynamic shared memory.
 """
 
 from __future__ import annotations

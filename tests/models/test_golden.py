@@ -1,6 +1,6 @@
 """The decoder, AdamW and a LoRA layer against numbers that torch and PEFT computed in float64; neither is needed here.
 
-`tests/interop/make_model_golden.py` wrote golden/model.npz, inputs and results. Read next: `test_decoder.py`.
+`tests/interop/make_model_golden.py` wrote golden/model.npz, inputs and results.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ and sparse near one, like a tiny floating-point format, because without the mean
 
 Everything here is bit for bit what bitsandbytes 0.50 does on a CPU, its shortcuts included; each is explained where it
 is imitated. Source: Dettmers, "8-bit Approximations for Parallelism in Deep Learning" (2015) and "8-bit Optimizers via
-Block-wise Quantization" (2021). Read next: `nf4.py`.
+Block-wise Quantization" (2021).
 """
 
 from __future__ import annotations

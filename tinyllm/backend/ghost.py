@@ -2,7 +2,7 @@
 
 The engine runs on them as it does on NumPy's arrays: the same operations, the same rules, the same tiles. Since each
 says when it comes and when it goes, running one training step on ghosts tells how much memory the step will need, for
-a model that would not even fit here, and it cannot drift from the code: it is the code. Read next: `plan.py`.
+a model that would not even fit here, and it cannot drift from the code: it is the code.
 """
 
 from __future__ import annotations

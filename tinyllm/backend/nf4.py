@@ -4,7 +4,7 @@ A *code* is one of sixteen levels, a *block* is `block_size` consecutive element
 one float32 scale, their largest magnitude `absmax`. Blocks run over rows: they know nothing of the weight's shape.
 
 Source of the rule: bitsandbytes 0.50, ``backends/default/ops.py::quantize_4bit``; of the format: Dettmers et al.,
-"QLoRA" (2023), section 3. Read next: `tinyllm/nf4.py`, why the sixteen levels are these, and the public functions.
+"QLoRA" (2023), section 3.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Written once in names that NumPy 2 and CuPy 14 share (`xp` is either), so it runs on both; CUDA may put a kernel in the
 place of any of them, and so may you, with ``tinyllm.use(softmax=mine)``. A compound primitive calls its parts through
 the table, so a replaced softmax is felt in attention. Reductions and exponentials are kept stable by subtracting the
-maximum. Read next: `nf4.py` beside this file, then `tensor.py`.
+maximum.
 """
 
 from __future__ import annotations

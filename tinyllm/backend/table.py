@@ -1,7 +1,7 @@
 """The table of primitives: one attribute of a `Backend` for each plain array function.
 
 Engine code writes ``be = of(x)`` and ``be.softmax(x)``: the function is looked up at the moment of the call, so that
-`use` can put another one in its place. Read next: `primitives.py`, the functions themselves.
+`use` can put another one in its place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `tinyllm` command: one file a verb, each with `add` (its options) and `run`. Read next: `finetune.py`."""
+"""The `tinyllm` command: one file a verb, each with `add` (its options) and `run`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From labelled examples to batches: packing, order, and a loader that needs only a step number.
-
-Read next: `train.py`, which asks for one batch a step.
-"""
+"""From labelled examples to batches: packing, order, and a loader that needs only a step number."""
 
 from __future__ import annotations
 

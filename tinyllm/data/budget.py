@@ -1,7 +1,4 @@
-"""What a chat template may use up: characters made in all, characters in one value, processor time.
-
-Read next: `sandbox.py`, which asks before every step that can make something large. Imports jinja2.
-"""
+"""What a chat template may use up: characters made in all, characters in one value, processor time."""
 
 from __future__ import annotations
 

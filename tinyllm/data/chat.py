@@ -8,8 +8,6 @@ comes after the prompt that the model will really see, but fail for templates th
 ``{% generation %}`` in the template says it all, but few templates have it. So: the tag where there is one; otherwise
 prefixes, with a sentinel only to tell the end marker from the answer. A turn that stands in the conversation otherwise
 than the model would write it is left unlearned, and said so.
-
-Read next: `sandbox.py`, which runs the template; `tokenizer.py`, which encodes the segments.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Two laws hold here and in `batches.py`. Labels are shifted once, here: ``labels[t]`` is what position t predicts, and
 nobody shifts again. What is masked is decided by where a piece of text begins and ends, never by token ids, so the
-end-of-text token after an answer is learned although padding may use the same id. Read next: `records.py`, which
-reads the files; `batches.py`, which lays the examples in rows.
+end-of-text token after an answer is learned although padding may use the same id.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What a name stands for is written in llama.cpp's source (``llama-vocab.cpp``), and here as the steps that the models'
 own tokenizer.json have. Only names that are understood pass: with another cut a text gets other tokens, and the model
-answers a little worse without a word. Read next: `tokenizer.py`, which wraps what `rebuild` returns.
+answers a little worse without a word.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of text and of records: reading them, and what of a record is learned. Read next: `data.py`."""
+"""Files of text and of records: reading them, and what of a record is learned."""
 
 from __future__ import annotations
 

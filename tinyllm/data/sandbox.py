@@ -4,8 +4,6 @@ Jinja's own sandbox keeps a template away from Python's insides, but lets it fil
 every step that can make something large asks a budget first: loops, calls, filters, operators, literals, slices and
 captured output. What chat templates do not need (recursive loops, `str.format`, filters for web pages, ...) is refused.
 Imports jinja2: import this file inside a function.
-Read next: `budget.py`, the
-bounds; `chat.py`, which asks for conversations.
 """
 
 from __future__ import annotations

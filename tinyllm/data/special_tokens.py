@@ -1,7 +1,4 @@
-"""What the files beside a tokenizer.json say: special tokens and the chat template.
-
-Read next: `tokenizer.py`.
-"""
+"""What the files beside a tokenizer.json say: special tokens and the chat template."""
 
 from __future__ import annotations
 

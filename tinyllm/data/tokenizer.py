@@ -1,7 +1,6 @@
 """Text to token ids and back: the `tokenizers` library, and a checkpoint folder's special tokens.
 
-`tokenizers` is imported only when a tokenizer is loaded. Read next: `chat.py`, which lays conversations out as text;
-`data.py`, which turns text into labelled examples.
+`tokenizers` is imported only when a tokenizer is loaded.
 """
 
 from __future__ import annotations

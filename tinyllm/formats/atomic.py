@@ -1,7 +1,4 @@
-"""Files written whole or not at all: a temporary file beside the target, fsync, rename.
-
-Read next: `safetensors_file.py`.
-"""
+"""Files written whole or not at all: a temporary file beside the target, fsync, rename."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``config.json`` as fields that are taken one by one: what is left over at the end must change nothing.
 
 A model read with one field misunderstood answers almost right, which is worse than an error. So a family takes the
-fields it understands, checks those that must have one value, and refuses the rest by name. Read next: `llama.py`.
+fields it understands, checks those that must have one value, and refuses the rest by name.
 """
 
 from __future__ import annotations

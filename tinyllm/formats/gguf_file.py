@@ -3,7 +3,7 @@
 The header is read and checked here, bound by bound, before anything is allocated: the official package maps the whole
 file and believes what it says. The package is asked for what it knows best, the blocks' arithmetic. A file is never
 mapped, since mapped pages count as memory: `read` takes one tensor, a piece at a time, so that what stands in memory
-is the float array it returns and about a megabyte. Read next: `../models/gguf.py`.
+is the float array it returns and about a megabyte.
 """
 
 from __future__ import annotations

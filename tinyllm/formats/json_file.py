@@ -1,7 +1,4 @@
-"""JSON objects from files that may be damaged or made to harm: whatever is wrong with them is one sentence.
-
-Read next: `safetensors_file.py`.
-"""
+"""JSON objects from files that may be damaged or made to harm: whatever is wrong with them is one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of a file's arrays, said in an error. Read next: `../state.py`."""
+"""The names of a file's arrays, said in an error."""
 
 from __future__ import annotations
 

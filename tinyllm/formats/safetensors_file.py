@@ -2,7 +2,6 @@
 
 The library checks a file (its header is the part that can lie); the bytes are then read straight into arrays, so a
 file is never mapped and never held twice. What is written is byte for byte what the library would write.
-Read next: `../state.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`save` and `load`: weights by name in one safetensors file, bit for bit.
 
-NF4 weights are written under bitsandbytes' names, so that transformers reads them. Read next: `models/folder.py`.
+NF4 weights are written under bitsandbytes' names, so that transformers reads them.
 """
 
 from __future__ import annotations

@@ -10,9 +10,6 @@ Why the small print. The format is bitsandbytes', bit for bit, so that 4-bit che
 * a value half-way between two levels takes the *lower* one (the code counts the midpoints strictly below the value);
 * two codes a byte, the even element in the *high* nibble, so that a hexadecimal dump reads in the order of the weights;
 * blocks run over the flattened weight (C order), not over its rows; the last block may be partial.
-
-Read next: `backend/nf4.py` for the arithmetic, `double_quant.py` for storing the scales in eight bits, `frozen.py` for
-a layer that computes with all this.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 For y = f(x), a random cotangent u and a random direction v, the number <u, df/dx v> is computed twice: as
 <gradient, v>, with the gradient that backward leaves when it starts from u, and as a difference of <u, f> along v.
-A random cotangent matters: the gradient of softmax(x).sum() is zero, and wrong rules pass. Read next: `graph.py`.
+A random cotangent matters: the gradient of softmax(x).sum() is zero, and wrong rules pass.
 """
 
 from __future__ import annotations

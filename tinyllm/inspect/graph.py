@@ -1,7 +1,7 @@
 """A picture of the graph behind a tensor, as SVG text: one box an operation, inputs above, the result below.
 
 The layout is Sugiyama's: every node stands one row above the earliest that uses it, long edges get a bend in each row
-they cross, rows are sorted by the mean place of their neighbours. Read next: `kept.py`, what the boxes keep.
+they cross, rows are sorted by the mean place of their neighbours.
 """
 
 from __future__ import annotations

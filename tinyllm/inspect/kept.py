@@ -1,7 +1,7 @@
 """What every operation keeps for backward, read from the closures of the gradient rules.
 
 In this engine a rule *names* what it keeps, so the answer is exact: walk the graph, open each rule's closure cells, and
-list the arrays in them. Read next: `gradcheck.py`, whether the rules are right.
+list the arrays in them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ trains m beside it:
 At first B = 0 and m = |W|, so that y is the base's to the last bit. |V| is computed anew in every forward pass, but the
 gradient takes it as a constant (section 4.3 of the paper), as PEFT does: with G = dL/d(Vx m/|V|) summed over the
 tokens against x, dL/dB = scale * (m/|V| * G) A^T, dL/dA = scale * B^T (m/|V| * G), dL/dm = sum(G * V/|V|) over rows.
-The paper's m stands for columns of its transposed W: the same numbers. Read next: `lora_linear.py`.
+The paper's m stands for columns of its transposed W: the same numbers.
 """
 
 from __future__ import annotations

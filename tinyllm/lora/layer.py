@@ -9,7 +9,7 @@
 
 With DoRA (`dora.py`) the rows of W + scale * B A are brought to trained lengths as well; a bias may be trained, too.
 An adapted layer has one explicit state: which adapters there are, which are active, enabled or not, merged or not.
-Outputs follow `enabled` and `active` alone; merging only makes them cheaper. Read next: `lora_targets.py`, `lora.py`.
+Outputs follow `enabled` and `active` alone; merging only makes them cheaper.
 """
 
 from __future__ import annotations

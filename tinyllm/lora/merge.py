@@ -2,7 +2,6 @@
 
 An adapter over a four-bit base has learned to work with that base's rounding errors. Added to the original weights, or
 rounded to four bits again, it answers otherwise than it was trained to; `tinyllm merge` prints by how much.
-Read next: `lora.py`.
 """
 
 from __future__ import annotations

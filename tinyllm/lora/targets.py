@@ -1,6 +1,6 @@
 """Which layers an adapter goes to: names, suffixes, regular expressions, and errors that list what there is.
 
-Also which adapters and adapted layers a model has. Read next: `lora.py`.
+Also which adapters and adapted layers a model has.
 """
 
 from __future__ import annotations

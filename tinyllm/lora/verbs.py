@@ -1,7 +1,6 @@
 """LoRA's verbs: apply, merge, unmerge, enable, disable, set_adapter (Hu et al. 2021, arXiv 2106.09685).
 
 The layer itself is in `lora_linear.py`, what targets mean in `lora_targets.py`, merging in `lora_merge.py`.
-Read next: `qlora.py`, `adapters.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a decoder is made of: one dataclass, the reason for each field on its line. Read next: `decoder.py`."""
+"""What a decoder is made of: one dataclass, the reason for each field on its line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The decoder transformer: attention, MLP, block, model; read from top to bottom.
 
-Shapes: batch, time, channel (the hidden size), heads, n (channels of a head). Read next: `lora.py`.
+Shapes: batch, time, channel (the hidden size), heads, n (channels of a head).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The language-model head fused with the cross-entropy: the (tokens x vocabulary) logits are never held whole.
 
 Rows of hidden states go through in chunks; each chunk's logits become losses and, if a gradient will be wanted,
-gradients at once, in the forward pass, so that nothing is computed twice. Read next: `nn.py`.
+gradients at once, in the forward pass, so that nothing is computed twice.
 """
 
 from __future__ import annotations

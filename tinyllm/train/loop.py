@@ -1,7 +1,7 @@
 """The training loop, flat: fetch, forward, backward, clip, step, log; and what makes a run resumable bit for bit.
 
 A batch is a pure function of the step, the optimiser and the generator are saved with the weights, and files are
-written whole or not at all. Read next: `cli/finetune.py`, which sets this up from the command line.
+written whole or not at all.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An override calls the specification on each piece, so its arithmetic stands in one place, and gives the same bits
 whatever the number of threads (but for matrix products, whose sums may be ordered otherwise). What is too small to be
-worth cutting goes to the specification whole. Read next: `primitives.py`.
+worth cutting goes to the specification whole.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 NumPy lets other threads run while it computes, so this takes a queue and no more. A BLAS has threads of its own; here
 it is kept to one while the pieces are worked at, because its threads spin as they wait for each other: with a second
-busy program on the same cores they are slower than one alone. Read next: `cpu.py`, what is cut and how.
+busy program on the same cores they are slower than one alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Products of stacks of half-precision matrices on a GPU: one call of cuBLAS, summed in float32.
 
 CuPy 14 multiplies two half matrices on tensor cores, but copies a *stack* of them to float32 first (bfloat16 fails), so
-attention would lose both speed and memory. cuBLAS has the right function; this file speaks its language. Read next:
-`cuda.py`, whose attention calls it.
+attention would lose both speed and memory. cuBLAS has the right function; this file speaks its language.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An override gives what the specification gives, to rounding (codes and masks: bit for bit), for float32, float16 and
 bfloat16; anything else it leaves to the specification, which runs on CuPy as it stands. Sums are float32 in every
-kernel; what a norm or a loss keeps is float32, whatever the activations are. Read next: `kernels/`, the kernels.
+kernel; what a norm or a loss keeps is float32, whatever the activations are.
 """
 
 from __future__ import annotations

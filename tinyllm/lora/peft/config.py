@@ -1,6 +1,6 @@
 """``adapter_config.json``: PEFT's fields, which of them are understood, and which layers they mean.
 
-Everything here speaks in the names of the file, which are Hugging Face's. Read next: `adapter_keys.py`.
+Everything here speaks in the names of the file, which are Hugging Face's.
 """
 
 from __future__ import annotations

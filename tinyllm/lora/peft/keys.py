@@ -7,7 +7,7 @@
     model.norm.bias                                                  of any other, for bias "all"
     lm_head.weight                                                   of modules_to_save
 
-The adapter's own name is not part of them. Read next: `adapters.py`.
+The adapter's own name is not part of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writing a model's folder: its family's names and fields, bitsandbytes' keys for NF4, shards for what is large.
 
-Nothing of an older save is touched before everything new is whole on disk. Read next: `../adapters.py`.
+Nothing of an older save is touched before everything new is whole on disk.
 """
 
 from __future__ import annotations

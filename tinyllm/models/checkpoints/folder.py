@@ -1,6 +1,6 @@
 """A model as a folder, the way Hugging Face keeps it: ``config.json``, and weights in one safetensors file or several.
 
-Nothing is read before it is asked for, one weight at a time. Read next: `export.py`, which writes such a folder.
+Nothing is read before it is asked for, one weight at a time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A model out of a GGUF file: llama.cpp's names, metadata and row order, and ours.
 
 Only metadata that is understood, or says nothing about the arithmetic, passes; the rest is refused by name, since a
-model read with one key misunderstood answers almost right. Read next: `../formats/gguf_file.py`.
+model read with one key misunderstood answers almost right.
 """
 
 from __future__ import annotations

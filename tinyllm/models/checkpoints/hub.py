@@ -1,7 +1,4 @@
-"""A model's name on the Hugging Face hub in the place of a folder, through ``huggingface_hub`` and its cache.
-
-Read next: `folder.py`.
-"""
+"""A model's name on the Hugging Face hub in the place of a folder, through ``huggingface_hub`` and its cache."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The families of checkpoints: what Hugging Face calls a model's weights and fields, and what they are called here.
 
-One dict, by ``model_type``. A new family is a file like `llama.py` and a line in `FAMILIES`. Read next: `folder.py`.
+One dict, by ``model_type``. A new family is a file like `llama.py` and a line in `FAMILIES`.
 """
 
 from __future__ import annotations

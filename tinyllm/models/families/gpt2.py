@@ -1,7 +1,4 @@
-"""GPT-2: names and configuration. Its linear layers are ``Conv1D``, which keep their weights as (in, out).
-
-Read next: `families.py`.
-"""
+"""GPT-2: names and configuration. Its linear layers are ``Conv1D``, which keep their weights as (in, out)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Llama 2 and 3, SmolLM2 and whatever else says ``"model_type": "llama"``: names and configuration.
 
-Mistral and Qwen are this block with one change each, and use these functions. Read next: `mistral.py`.
+Mistral and Qwen are this block with one change each, and use these functions.
 """
 
 from __future__ import annotations

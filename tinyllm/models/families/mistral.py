@@ -1,7 +1,4 @@
-"""Mistral: a Llama whose queries may look back only so far (``sliding_window``, null in the later models).
-
-Read next: `qwen.py`.
-"""
+"""Mistral: a Llama whose queries may look back only so far (``sliding_window``, null in the later models)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Qwen2, Qwen2.5 (biases on queries, keys and values) and Qwen3 (no biases; norms of each head's queries and keys).
-
-Read next: `gpt2.py`.
-"""
+"""Qwen2, Qwen2.5 (biases on queries, keys and values) and Qwen3 (no biases; norms of each head's queries and keys)."""
 
 from __future__ import annotations
 

@@ -11,8 +11,6 @@ A file's header lines, after what it does:
     // T: float32, float16, bfloat16                 what T may be
     // exact                                         bits matter: no fused multiply-add, no approximate instruction
     // wide                                          a fast rung: 16 bytes a load or a store
-
-Read next: `nf4_unpack_v1.cu`, then v2 and v3 (docs/kernels.md explains the ladder); `cuda.py` for who calls them.
 """
 
 from __future__ import annotations
