@@ -136,7 +136,8 @@ def peer(shape: Shape, method: str, dry: bool) -> dict[str, Any]:
 def properties(dry: bool) -> str:
     """The last line of the property tests on the card (dry: one of them, with the kernels on the CPU)."""
     where = ["--backend", "cuda_on_cpu" if dry else "cuda", "-k", "definition and softmax" if dry else "definition"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/backend/test_primitives.py", *where]
+    tests = "tests/backend/test_primitives.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, *where]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1]
     if done.returncode:
