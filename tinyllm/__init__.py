@@ -6,7 +6,7 @@ The book, to be read in this order (a test holds that every file of it stands he
                 backend/torch_sum.py, backend/half.py, backend/device.py
  1  autograd    tensor.py
  2  operations  ops.py
- 3  frozen      frozen/weight.py, frozen/half.py, frozen/nf4.py
+ 3  frozen      frozen/weight.py, frozen/dense.py, frozen/finite.py, frozen/half.py, frozen/nf4.py
  4  functions   functional.py
  5  layers      nn.py
  6  decoder     models/config.py, models/positions.py, models/cache.py, models/head.py, models/decoder.py

@@ -16,7 +16,7 @@ from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
-from tinyllm.frozen.weight import FrozenWeight, frozen_embedding, frozen_linear
+from tinyllm.frozen import FrozenWeight
 from tinyllm.tensor import Parameter, Tensor
 
 Weight = Parameter | FrozenWeight
@@ -245,8 +245,6 @@ class Linear(Module):
         self.bias = Parameter(to_device(np.zeros(out_features, dtype))) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.weight, FrozenWeight):
-            return frozen_linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -260,8 +258,6 @@ class Embedding(Module):
             self.weight = Parameter(to_device(random.default.normal((num_embeddings, embedding_dim), 0.02, dtype)))
 
     def forward(self, ids: Any) -> Tensor:
-        if isinstance(self.weight, FrozenWeight):
-            return frozen_embedding(self.weight, ids)
         return F.embedding(self.weight, ids)
 
 

@@ -227,7 +227,7 @@ def op(value: Any, *edges: tuple[Any, Callable]) -> Tensor:
     return out
 
 
-def wants_grad(*tensors: Tensor) -> bool:
+def wants_grad(*tensors: Any) -> bool:
     """Whether an operation on these tensors would be recorded. For the one operation (the fused head) that computes
     its gradient in the forward pass."""
     return _mode is RECORD and any(t.node is not None for t in tensors)

@@ -9,7 +9,8 @@ import numpy as np
 
 from tinyllm.backend.half import from_bfloat16, to_bfloat16, widen_bfloat16, widen_float16
 from tinyllm.backend.table import Backend, of
-from tinyllm.frozen.weight import FrozenWeight, refuse_non_finite
+from tinyllm.frozen.finite import refuse_non_finite
+from tinyllm.frozen.weight import FrozenWeight
 
 
 class HalfWeight(FrozenWeight):
@@ -67,6 +68,9 @@ class HalfWeight(FrozenWeight):
         else:
             widen_bfloat16(bits, out)
         return out
+
+    def like(self, array: Any, name: str = "") -> HalfWeight:
+        return self.quantize(array, self.storage, name)
 
     def rows(self, start: int, stop: int, out: Any) -> Any:
         return self._widen(self.bits[start:stop], out)
