@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinyllm.backend.double_quant import dequantize_absmax
@@ -73,6 +73,7 @@ def test_rows_from_inside_a_block_are_refused_rather_than_wrong():
 
 
 @given(seeds, st.integers(1, 300), columns, storages, st.sampled_from(BLOCK_SIZES), st.sampled_from([1, 4096, 1 << 20]))
+@example(0, 17, 100, "nf4", 32, 4096)  # rounding up to whole blocks had made a tile of 16 rows where 10 fit
 def test_tiles_cover_the_weight_once(seed, rows, n, storage, block_size, tile_bytes):
     stored = store(normal(seed, rows, n), storage, block_size=block_size)
     whole, at = stored.dense(), 0

@@ -119,7 +119,8 @@ class FrozenWeight(Weight):
         n, columns = self.shape
         step, on_card = self.step(), self.backend.on_card
         most = (CARD_TILE_BYTES if on_card else TILE_BYTES) // (columns * self.dtype.itemsize)
-        count = -(-n // max(1, most))
+        most = max(step, most // step * step)
+        count = -(-n // most)
         if not on_card and self.size >= WORTH:
             count = -(-count // get_num_threads()) * get_num_threads()
         return cut(n, min(n, -(-n // (count * step)) * step))
