@@ -5,7 +5,6 @@ Shapes: batch, time, channel (the hidden size), heads, n (channels of a head).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -22,6 +21,7 @@ from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.positions import check_ids, positions_and_starts, rope_frequencies, rope_tables
+from tinyllm.names import nearest
 from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from tinyllm.ops import split
 from tinyllm.tensor import Parameter, Tensor, checkpoint
@@ -320,8 +320,7 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
     known = [field.name for field in fields(DecoderConfig)] + ["storage", "dtype", "seed", "init"]
     for name in config:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            hint = nearest(name, known, "did you mean {}?") or f"there are: {', '.join(known)}"
             raise TypeError(f"DecoderModel has no parameter {name!r}; {hint}")
 
 
