@@ -16,7 +16,6 @@ from tinyllm.backend import random
 from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight
-from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.names import few, nearest
 from tinyllm.tensor import Parameter, Tensor
 

@@ -32,7 +32,7 @@ def device() -> str:
 
 def backend() -> Backend:
     """The backend of the device in use: where a new array belongs."""
-    if "ghost" in BACKENDS:  # a run that only counts bytes, see `inspect/ghost.py`
+    if "ghost" in BACKENDS:  # a run that only counts bytes, see `backend/ghost.py`
         return BACKENDS["ghost"]
     return BACKENDS["cuda" if _device == "cuda" else "numpy"]
 

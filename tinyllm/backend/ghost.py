@@ -215,7 +215,7 @@ class Ghost(NDArrayOperatorsMixin):
     def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Any:
         ours = getattr(FUNCTIONS, function.__name__, None)
         if ours is None:
-            raise NotImplementedError(f"ghosts do not know numpy.{function.__name__} yet; add it to `ghost.py`")
+            raise NotImplementedError(f"ghosts do not know numpy.{function.__name__} yet; add it to `backend/ghost.py`")
         return ours(*args, **kwargs)
 
 

@@ -1,7 +1,7 @@
 """The memory ledger: what a training run will hold, by category, before it begins.
 
-Two steps of training are run on ghosts (`ghost.py`): the model is built as it would be, adapters are applied, loss,
-backward and AdamW follow, and only the content is missing. The moment at which most bytes are alive is the plan.
+Two steps of training are run on ghosts (`backend/ghost.py`): the model is built as it would be, adapters are applied,
+loss, backward and AdamW follow, and only the content is missing. The moment at which most bytes are alive is the plan.
 """
 
 from __future__ import annotations

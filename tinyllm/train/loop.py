@@ -85,7 +85,7 @@ def train(
 ) -> dict[str, Any]:
     """Train what has ``requires_grad``.
 
-    From the first step on the whole process keeps the memory that steps free; see `backend/malloc.py`.
+    From the first step on the whole process keeps the memory that steps free; see `backend/cpu/malloc.py`.
 
     Parameters
     ----------

@@ -193,7 +193,7 @@ def _work_at(todo: deque, errors: list, done: SimpleQueue) -> None:
 def instead_of_sharing(function: Callable[[Callable, Sequence], None]) -> Iterator[None]:
     """A ``with`` block in which `share` calls ``function(work, pieces)`` and is done.
 
-    For arrays without content (`inspect/ghost.py`), where a few pieces tell about all of them.
+    For arrays without content (`backend/ghost.py`), where a few pieces tell about all of them.
     """
     before, _here.instead = getattr(_here, "instead", None), function
     try:
