@@ -17,7 +17,7 @@ from tinyllm.models.config import llama_shape
 from tinyllm.qlora import apply_qlora
 from tinyllm.tensor import Parameter
 from tinyllm.train import NonFiniteLoss, TrainConfig, evaluate, train
-from tinyllm.train import loop as module
+from tinyllm.train import loop as module, run as run_module
 from tinyllm.train.checkpoint import CHECKPOINT
 
 VOCAB, TIME = 23, 12
@@ -309,7 +309,7 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(monkeypatch, tmp_path):
 
 def test_the_log_takes_no_nan(tmp_path):
     with pytest.raises(ValueError):
-        module.Log(tmp_path, 0, lambda record: None).write({"loss": float("nan"), "step": 1})
+        run_module.Log(tmp_path, 0, lambda record: None).write({"loss": float("nan"), "step": 1})
     assert records(tmp_path) == []
 
 
@@ -322,7 +322,7 @@ def test_a_new_run_leaves_no_checkpoint_of_an_older_one(monkeypatch, tmp_path):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "Log", shot)
+        patch.setattr(run_module, "Log", shot)
         with pytest.raises(Killed):
             train(start("full"), loader(), None, CONFIG, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == b"the old result"
