@@ -14,7 +14,7 @@ The book, to be read in this order (a test holds that every file of it stands he
                 lora/merge.py
  8  QLoRA       qlora.py
  9  AdamW       optim.py
-10  training    data/examples.py, data/batches.py, train/loop.py
+10  training    data/examples.py, data/batches.py, train/loss_scale.py, train/loop.py
 11  writing     generate.py
 
 The wings: formats, the rest of data, models' checkpoints and families, lora/peft, inspect, cli, a run's files in train.
