@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats import safetensors_file
-from tinyllm.frozen.half import HalfWeight
+from tinyllm.formats.state import load
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.lora import apply_lora, merge_lora
 from tinyllm.models import DecoderModel
@@ -237,7 +238,7 @@ def test_other_floats_and_no_integers(tmp_path, dtype):
     model.save_pretrained(tmp_path)
     arrays, _ = safetensors_file.read(tmp_path / "model.safetensors")
     if dtype == np.float64:
-        arrays = {k: getattr(a, "dense", lambda a=a: a)().astype(dtype) for k, a in arrays.items()}
+        arrays = {k: a.astype(dtype) for k, a in load(tmp_path / "model.safetensors").items()}
         safetensors_file.write(tmp_path / "model.safetensors", arrays)
     assert np.array_equal(DecoderModel.from_pretrained(tmp_path)(IDS).data, model(IDS).data)
     arrays["model.norm.weight"] = np.ones(12, np.int32)
@@ -397,7 +398,7 @@ def test_quant_storage_is_another_dtype_of_the_same_bytes(tmp_path, code):
     arrays, _ = safetensors_file.read(tmp_path / "model.safetensors")
     for key in [key for key in arrays if key + ".quant_map" in arrays]:
         packed = arrays[key].reshape(-1)
-        arrays[key] = HalfWeight(packed.view(np.uint16), code) if code == "bfloat16" else packed.view(code)
+        arrays[key] = packed.view(BFLOAT16 if code == "bfloat16" else code)
     safetensors_file.write(tmp_path / "model.safetensors", arrays)
     assert np.array_equal(DecoderModel.from_pretrained(tmp_path, "nf4")(IDS).data, model(IDS).data)
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.device import to_host
 from tinyllm.backend.double_quant import dynamic_map
-from tinyllm.backend.half import from_bfloat16
+from tinyllm.backend.half import BFLOAT16, from_bfloat16
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
 from tinyllm.frozen.half import HalfWeight
@@ -81,12 +82,19 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         else:
             if isinstance(weight, HalfWeight):
                 half[name] = weight.dtype.name
-            parts = {name: weight.data if isinstance(weight, Tensor) else weight}
+            parts = {name: array_of(weight)}
         for key, array in parts.items():
             if key in arrays:
                 raise ValueError(f"two weights would both be stored as {key}; rename one of them")
             arrays[key] = array
     return arrays, {HALF: json.dumps(half)} if half else {}
+
+
+def array_of(weight: Any) -> Any:
+    """The array that a file holds of a Tensor, an array or a `HalfWeight`."""
+    if isinstance(weight, HalfWeight):  # on the host, since CuPy has no such dtype either
+        return to_host(weight.bits).view(BFLOAT16 if weight.storage == "bfloat16" else np.float16)
+    return weight.data if isinstance(weight, Tensor) else weight
 
 
 def _nf4_arrays(name: str, weight: NF4Weight) -> dict[str, Any]:
@@ -124,17 +132,11 @@ def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "th
         if name in parts:
             continue
         if name in half:
-            bits = array.bits if isinstance(array, HalfWeight) else array.view(np.uint16)
-            storage = "bfloat16" if isinstance(array, HalfWeight) else "float16"
-            state[name] = HalfWeight(bits, storage, half[name])
+            storage = "bfloat16" if array.dtype == BFLOAT16 else "float16"
+            state[name] = HalfWeight(array.view(np.uint16), storage, half[name])
         else:
-            state[name] = from_bfloat16(array.bits) if isinstance(array, HalfWeight) else array
+            state[name] = from_bfloat16(array.view(np.uint16)) if array.dtype == BFLOAT16 else array
     return {name: state[name] for name in arrays if name in state}
-
-
-def _bytes_of(array: Any) -> np.ndarray:
-    """The codes; ``quant_storage`` in bitsandbytes' options makes another dtype of the same bytes."""
-    return (array.bits if isinstance(array, HalfWeight) else array).reshape(-1).view(np.uint8)
 
 
 def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> tuple[NF4Weight, set[str]]:
@@ -145,7 +147,8 @@ def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> tuple[NF4Weigh
         said = json.loads(arrays[keys[0]].tobytes())
         shape, block_size = tuple(said["shape"]), said["blocksize"]
         double = "nested_blocksize" in said
-        packed, absmax = _bytes_of(arrays[name]), arrays[keys[2]].reshape(-1)
+        # ``quant_storage`` in bitsandbytes' options makes another dtype of the same bytes.
+        packed, absmax = arrays[name].reshape(-1).view(np.uint8), arrays[keys[2]].reshape(-1)
         blocks = -(-prod(shape) // block_size)
         fits = packed.size == (prod(shape) + 1) // 2 and absmax.size == blocks and block_size in BLOCK_SIZES
         known = said["quant_type"] == "nf4" and np.array_equal(arrays[keys[3]].reshape(-1), NF4_LEVELS)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats import gguf_file, json_file, safetensors_file
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
 from tinyllm.frozen.half import HalfWeight
@@ -165,8 +166,8 @@ class ModelFolder:
         for part in [key, *(key + part for part in NF4_PARTS)]:
             if part in self._files:  # a weight's parts may stand in two shards
                 arrays |= safetensors_file.read(self._files[part], [part])[0]
-        if isinstance(arrays[key], HalfWeight) and len(arrays) == 1:
-            return arrays[key]
+        if arrays[key].dtype == BFLOAT16 and len(arrays) == 1:
+            return HalfWeight(arrays[key].view(np.uint16), "bfloat16")
         return unpack(arrays, {}, where=str(self._files[key]))[key]
 
     def _match(self, names: list[str]) -> dict[str, str]:
