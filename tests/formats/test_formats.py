@@ -58,6 +58,14 @@ def test_bfloat16_bits_survive(tmp_path):
     assert np.array_equal(read(tmp_path / "a")[0]["w"].view(np.uint16), bits)
 
 
+def test_bfloat16_bits_are_taken_for_nothing_else(tmp_path):
+    write(tmp_path / "a", {"w": np.ones(3, np.uint16).view(BFLOAT16)})
+    w = read(tmp_path / "a")[0]["w"]
+    for use in (lambda: w.astype(np.float32), lambda: w + w, lambda: np.add(w, 1), lambda: np.asarray(w, np.float64)):
+        with pytest.raises((TypeError, ValueError)):
+            use()
+
+
 @pytest.mark.parametrize("bad", [np.array(["a"]), np.array([None]), np.zeros(2, np.complex128), 3.0])
 def test_what_cannot_be_stored_is_named(tmp_path, bad):
     with pytest.raises(TypeError, match="offender"):

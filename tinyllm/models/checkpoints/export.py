@@ -119,8 +119,8 @@ def _write_weights(state: dict[str, Any], family: Family, stage: Path, limit: fl
         safetensors_file.write(stage / file, arrays)
         weight_map |= dict.fromkeys(arrays, file)
     if len(shards) > 1:
-        said = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_text(stage / INDEX, json.dumps(said, indent=2) + "\n")
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        write_text(stage / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _as_stored(weight: Any, transposed: bool, nf4: bool) -> Any:

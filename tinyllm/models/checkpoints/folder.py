@@ -182,13 +182,10 @@ class ModelFolder:
         if self.config["tie_embeddings"]:
             known.add(self.family.hf_name("lm_head.weight"))
         extra = [key for key in self._files if key not in known and not key.endswith(self.family.buffers)]
-        if missing or extra:
-            said = []
-            if missing:
-                said.append(f"missing {few(missing)}")
-            if extra:
-                said.append(f"left over {few(extra)}{nearest(extra[0], wanted)}")
-            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
+        faults = [f"missing {few(missing)}"] if missing else []
+        faults += [f"left over {few(extra)}{nearest(extra[0], wanted)}"] if extra else []
+        if faults:
+            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(faults)}")
         return keys
 
     def _refuse_another_head(self) -> None:
@@ -250,9 +247,9 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _refuse_other_quantisation(said: Any, files: dict[str, Path]) -> None:
+def _refuse_other_quantisation(config: Any, files: dict[str, Path]) -> None:
     found = any(key.endswith(QUANT_STATE) for key in files)
-    if said and not (isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and found):
+    if config and not (isinstance(config, dict) and config.get("quant_method") == "bitsandbytes" and found):
         raise ValueError(
             "the model is quantised in a way not understood here (quantization_config); only bitsandbytes' NF4 is"
         )
