@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.cpu.threads import cut, get_num_threads, share
 from tinyllm.backend.table import Backend, of
 
 TILE_BYTES = 4 << 20  # of each thread: rows enough even of wide matrices, since each product copies all of x first
 WORTH = 1 << 14  # weights from which on the tiles of a matrix are shared among threads
-CARD_TILE_BYTES = 256 << 20  # on a GPU a tile is most often the whole matrix, so that one product fills the card
 
 
 class Weight:
@@ -117,19 +115,13 @@ class FrozenWeight(Weight):
     def spans(self) -> list[slice]:
         """The row ranges of the tiles, evened out so that each thread has as many; the first is the longest."""
         n, columns = self.shape
-        step, on_card = self.step(), self.backend.on_card
-        most = (CARD_TILE_BYTES if on_card else TILE_BYTES) // (columns * self.dtype.itemsize)
-        most = max(step, most // step * step)
-        count = -(-n // most)
-        if not on_card and self.size >= WORTH:
-            count = -(-count // get_num_threads()) * get_num_threads()
-        return cut(n, min(n, -(-n // (count * step)) * step))
+        even = self.size >= WORTH
+        return self.backend.pieces(n, columns * self.dtype.itemsize, TILE_BYTES, self.step(), even)
 
     def runs(self) -> list[list[slice]]:
         """The spans dealt out: one run of them for each thread."""
         spans = self.spans()
-        n = 1 if self.backend.on_card else get_num_threads()
-        return [spans[part] for part in cut(len(spans), -(-len(spans) // n))]
+        return [spans[part] for part in self.backend.pieces(len(spans), even=True)]
 
     def multiply(self, x: Any, out: Any = None) -> Any:
         be = of(x)
@@ -139,7 +131,7 @@ class FrozenWeight(Weight):
             for part, w in self.tiles(run):
                 be.matmul(x, w.T, y[:, part])
 
-        share(work, self.runs())
+        be.share(work, self.runs())
         return y
 
     def multiply_back(self, g: Any) -> Any:
@@ -155,7 +147,7 @@ class FrozenWeight(Weight):
                     product = be.matmul(g[:, part], w, product)
                     sums[i] += product
 
-        share(work, range(len(runs)))
+        be.share(work, range(len(runs)))
         total = sums[0]
         for one in sums[1:]:
             total += one

@@ -14,7 +14,6 @@ import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
-from tinyllm.backend.cpu.threads import BLAS
 from tinyllm.backend.device import as_dtype, device, to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import store
@@ -242,16 +241,16 @@ class DecoderModel(Module):
             )
         positions, starts = positions_and_starts(ids.shape, past, segment_ids, attention_mask, cache, c.sliding_window)
         x = self.embed_tokens(ids)  # (batch, time, channel)
-        xp = of(x.data).xp
+        be = of(x.data)
         if starts is not None:
-            starts = xp.asarray(starts)
+            starts = be.xp.asarray(starts)
         rope = None
         if c.positions == "learned":
             x = x + self.embed_positions(positions)
         else:
-            rope = rope_tables(positions, rope_frequencies(c), np.float32 if self.half else self.dtype, xp)
+            rope = rope_tables(positions, rope_frequencies(c), np.float32 if self.half else self.dtype, be.xp)
         x = self.dropout(x)
-        with BLAS:  # as in `backward`: its threads would spin between the layers' products
+        with be.hold():
             for i, layer in enumerate(self.layers):
                 if self.checkpointing and cache is None:
                     x = checkpoint(lambda x, layer=layer, i=i: layer(x, rope, starts, None, i), x)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.cpu.threads import cut, share
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.weight import TILE_BYTES
@@ -82,13 +81,13 @@ def _add_product(be: Any, gw: Any, logits: Any, x: Any) -> None:
     def work(some: slice) -> None:
         gw[some] += be.matmul(logits[:, some].T, x)
 
-    share(work, cut(classes, classes if be.on_card else max(1, TILE_BYTES // (n * gw.dtype.itemsize))))
+    be.share(work, be.pieces(classes, n * gw.dtype.itemsize, TILE_BYTES))
 
 
 def _loss(be: Any, logits: Any, labels: Any, each: float | None) -> Any:
     """The sum of the losses of some rows; `each` is a row's share of the gradient, which takes the logits' place."""
     xp, (rows, classes) = be.xp, logits.shape
-    blocks = cut(rows, rows if be.on_card else max(1, BLOCK_BYTES // (classes * logits.dtype.itemsize)))
+    blocks = be.pieces(rows, classes * logits.dtype.itemsize, BLOCK_BYTES)
     sums: list[Any] = [0.0] * len(blocks)
 
     def work(i: int) -> None:
@@ -98,7 +97,7 @@ def _loss(be: Any, logits: Any, labels: Any, each: float | None) -> Any:
         if each is not None:
             be.cross_entropy_backward(xp.full(len(block), each, losses.dtype), block, wanted, lse, block)
 
-    share(work, range(len(blocks)))
+    be.share(work, range(len(blocks)))
     return sum(sums[1:], sums[0])
 
 
