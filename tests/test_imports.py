@@ -16,6 +16,7 @@ ROOT = Path(tinyllm.__file__).parent
 # Each line may import from itself and from the lines above. A new module needs a place here.
 ORDER = [
     ["assets"],
+    ["names"],
     ["backend"],
     ["tensor"],
     ["ops"],

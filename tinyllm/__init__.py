@@ -18,6 +18,7 @@ The book, to be read in this order (a test holds that every file of it stands he
 11  writing     generate.py
 
 The wings: formats, the rest of data, models' checkpoints and families, lora/peft, inspect, cli, a run's files in train.
+Both word their messages with names.py.
 """
 
 from tinyllm import functional, nn, ops, optim

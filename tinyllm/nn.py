@@ -6,7 +6,6 @@ A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the p
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from tinyllm.backend import random
 from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight
+from tinyllm.names import few, nearest
 from tinyllm.tensor import Parameter, Tensor
 
 Weight = Parameter | FrozenWeight
@@ -179,15 +179,12 @@ class Module:
 
 
 def _differences(missing: list[str], unexpected: list[str], own: dict) -> str:
-    said = []
+    parts = []
     if missing:
-        said.append(f"missing {', '.join(missing[:5])}" + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""))
+        parts.append(f"missing {few(missing)}")
     if unexpected:
-        close = difflib.get_close_matches(unexpected[0], own, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        more = f" and {len(unexpected) - 5} more" if len(unexpected) > 5 else ""
-        said.append(f"unexpected {', '.join(unexpected[:5])}{hint}{more}")
-    return "; ".join(said)
+        parts.append(f"unexpected {few(unexpected)}{nearest(unexpected[0], own)}")
+    return "; ".join(parts)
 
 
 def _attributes(module: Module) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,6 @@ Shapes: batch, time, channel (the hidden size), heads, n (channels of a head).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -22,6 +21,7 @@ from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.positions import check_ids, positions_and_starts, rope_frequencies, rope_tables
+from tinyllm.names import nearest
 from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from tinyllm.ops import split
 from tinyllm.tensor import Parameter, Tensor, checkpoint
@@ -301,9 +301,9 @@ class DecoderModel(Module):
     @classmethod
     def from_pretrained(cls, name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
         """Read a model: a folder, a GGUF file or a name on the hub; see `models/checkpoints/folder.py`."""
-        from tinyllm.models.checkpoints.folder import load_pretrained  # it imports this module
+        from tinyllm.models.checkpoints.folder import load_pretrained  # only now: the book imports no files
 
-        return load_pretrained(name, storage, dtype)
+        return load_pretrained(cls, name, storage, dtype)
 
     def save_pretrained(self, folder: Any, max_shard_size: float = 5e9) -> None:
         """Write ``config.json`` and ``model.safetensors``; see `models/checkpoints/export.py`."""
@@ -320,8 +320,7 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
     known = [field.name for field in fields(DecoderConfig)] + ["storage", "dtype", "seed", "init"]
     for name in config:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            hint = nearest(name, known, "did you mean {}?") or f"there are: {', '.join(known)}"
             raise TypeError(f"DecoderModel has no parameter {name!r}; {hint}")
 
 

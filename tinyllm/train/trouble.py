@@ -12,6 +12,7 @@ from tinyllm.backend import random
 from tinyllm.backend.table import of
 from tinyllm.data.batches import Batch
 from tinyllm.models import DecoderModel
+from tinyllm.names import few
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter, no_grad
 
@@ -24,9 +25,8 @@ def _require_gradients(model: Module) -> None:
     """Every trainable parameter must have taken part in the first step (A's gradient is zero then, but it is there)."""
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if without:
-        more = f" and {len(without) - 5} more" if len(without) > 5 else ""
         raise RuntimeError(
-            f"after the first step these trainable parameters have no gradient: {', '.join(without[:5])}{more}; freeze "
+            f"after the first step these trainable parameters have no gradient: {few(without)}; freeze "
             "them or make the loss depend on them"
         )
 

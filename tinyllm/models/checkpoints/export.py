@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
@@ -20,9 +20,11 @@ from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.models.checkpoints.folder import INDEX, SINGLE
-from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES, Family, family_of
 from tinyllm.nn import Linear
+
+if TYPE_CHECKING:
+    from tinyllm.models.decoder import DecoderModel
 
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 

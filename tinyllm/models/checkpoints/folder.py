@@ -5,34 +5,39 @@ Nothing is read before it is asked for, one weight at a time.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyllm.formats import gguf_file, json_file, safetensors_file
-from tinyllm.formats.names import few
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
 from tinyllm.models.config import DecoderConfig
-from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES
+from tinyllm.names import few, nearest
 from tinyllm.nn import placeholder
+
+if TYPE_CHECKING:
+    from tinyllm.models.decoder import DecoderModel
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_pretrained(name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+def load_pretrained(
+    cls: type[DecoderModel], name: Any, storage: str | None = None, dtype: Any = np.float32
+) -> DecoderModel:
     """Read a model.
 
     Parameters
     ----------
+    cls : type
+        What to make: `DecoderModel`, which imports this module, and so hands itself down.
     name : str or Path
         A folder with ``config.json`` and ``model.safetensors``, or shards and ``model.safetensors.index.json``; a GGUF
         file; or the name of a model on the Hugging Face hub, ``owner/name`` (see `tinyllm.models.checkpoints.hub`).
@@ -58,17 +63,17 @@ def load_pretrained(name: Any, storage: str | None = None, dtype: Any = np.float
     """
     path = hub.find(name)
     if path.suffix == ".gguf" and not path.is_dir():
-        return load_gguf(path, storage, dtype)
+        return load_gguf(cls, path, storage, dtype)
     folder, storage = ModelFolder(path), storage or "float32"
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
         weight = folder.read(name, shape)
         if not isinstance(weight, HalfWeight):
             return weight
-        same = weight.storage == DecoderModel.storage_of(name, storage) and _is_finite(weight.bits)
+        same = weight.storage == cls.storage_of(name, storage) and _is_finite(weight.bits)
         return weight if same else weight.dense()
 
-    return folder.build(init, storage, dtype)
+    return folder.build(cls, init, storage, dtype)
 
 
 def load_config(name: Any) -> DecoderConfig:
@@ -116,8 +121,10 @@ class ModelFolder:
         self._keys: dict[str, str] = {}
         _refuse_other_quantisation(fields.get("quantization_config"), self._files)
 
-    def build(self, init: Callable[[str, tuple[int, ...]], Any], storage: str, dtype: Any) -> DecoderModel:
-        """A model in evaluation mode whose weights are ``init(name, shape)``, which may call `read`.
+    def build(
+        self, cls: type[DecoderModel], init: Callable[[str, tuple[int, ...]], Any], storage: str, dtype: Any
+    ) -> DecoderModel:
+        """A `cls` in evaluation mode whose weights are ``init(name, shape)``, which may call `read`.
 
         Raises
         ------
@@ -125,7 +132,7 @@ class ModelFolder:
             If keys are missing or left over, or the configuration's sizes do not fit together or go beyond any array.
         """
         self._refuse_sizes_beyond(DecoderConfig(**self.config))
-        model = DecoderModel(**self.config, storage=storage, dtype=dtype, init=lambda _, s: placeholder(s, dtype))
+        model = cls(**self.config, storage=storage, dtype=dtype, init=lambda _, s: placeholder(s, dtype))
         self._keys = self._match([name for name, _ in model.named_weights()])
         self._refuse_another_head()
         model.fill(init, storage, largest_first=True)
@@ -179,8 +186,7 @@ class ModelFolder:
             if missing:
                 said.append(f"missing {few(missing)}")
             if extra:
-                close = difflib.get_close_matches(extra[0], wanted, n=1)
-                said.append(f"left over {few(extra)}" + (f" (did you mean {close[0]}?)" if close else ""))
+                said.append(f"left over {few(extra)}{nearest(extra[0], wanted)}")
             raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
         return keys
 
