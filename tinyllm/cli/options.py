@@ -14,7 +14,7 @@ from tinyllm.formats import json_file
 from tinyllm.lora.peft.adapter import CONFIG, trained_over
 from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints import hub
-from tinyllm.models.decoder import STORAGES
+from tinyllm.models.build import STORAGES
 from tinyllm.qlora import quantize_base
 
 EMBEDDED = "base"  # the model that comes with the package

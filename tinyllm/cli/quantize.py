@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> None:
     losses = Losses(args.block_size, not args.single)
     if folder is None:  # GGUF: its reader makes a model of floats
         model = DecoderModel.from_pretrained(source)
-        model.fill(lambda name, _: losses.quantize(name, model.get(name).data))
     else:
         model = folder.build(
             DecoderModel, lambda name, shape: losses.quantize(name, folder.read(name, shape)), "float32", np.float32

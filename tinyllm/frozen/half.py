@@ -58,6 +58,9 @@ class HalfWeight(FrozenWeight):
     def move(self, to: Callable[[Any], Any]) -> HalfWeight:
         return type(self)(to(self.bits), self.storage, self.dtype)
 
+    def transposed(self) -> HalfWeight:
+        return HalfWeight(self.bits.T, self.storage, self.dtype)
+
     def _widen(self, bits: Any, out: Any) -> Any:
         if self.storage == self.dtype.name:  # half precision computes
             out[...] = bits.view(self.dtype)

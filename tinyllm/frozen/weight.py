@@ -28,12 +28,15 @@ class Weight:
         What it is kept as: a dtype's name, or ``"nf4"``.
     nbytes : int
         What it really occupies.
+    frozen : bool
+        Whether it is stored in fewer bits, for good.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     storage: str
     nbytes: int
+    frozen = False
     requires_grad = False
     node = None  # no place in a graph: `op` drops the rule for it, and so a frozen weight costs nothing
 
@@ -74,6 +77,14 @@ class Weight:
         """The whole weight as floats: for merging and for looking at it."""
         raise NotImplementedError
 
+    def transposed(self) -> Weight:
+        """W.T, looking into the same memory; some files keep their weights so. Four-bit blocks cannot be turned."""
+        raise NotImplementedError
+
+    def move(self, to: Callable[[Any], Any]) -> Weight:
+        """The same weight with ``to(array)`` in the place of each array: to a GPU, or back."""
+        raise NotImplementedError
+
     def like(self, array: Any, name: str = "") -> Any:
         """Another array, frozen and kept as this weight is; `name` is named in errors."""
         raise NotImplementedError
@@ -92,12 +103,10 @@ class FrozenWeight(Weight):
     A rule names the *packed* weight and unpacks it again on the way back. That is what makes QLoRA smaller than LoRA.
     """
 
+    frozen = True
+
     def rows(self, start: int, stop: int, out: Any) -> Any:
         """Rows start..stop as floats, (stop - start, columns), written into `out`."""
-        raise NotImplementedError
-
-    def move(self, to: Callable[[Any], Any]) -> FrozenWeight:
-        """The same weight with ``to(array)`` in the place of each array: to a GPU, or back."""
         raise NotImplementedError
 
     def step(self) -> int:
