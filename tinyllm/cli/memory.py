@@ -18,9 +18,9 @@ from rich.table import Table
 from tinyllm.cli.options import add_fields, add_rows, megabytes, model_folder, targets_of
 from tinyllm.inspect.plan import STORAGE, Plan, plan
 from tinyllm.lora.config import LoRAConfig
+from tinyllm.models.build import STORAGES
 from tinyllm.models.checkpoints.folder import load_config
 from tinyllm.models.config import DecoderConfig, llama_shape
-from tinyllm.models.decoder import STORAGES
 
 SHAPES = {
     "llama-2-7b": DecoderConfig(

@@ -21,9 +21,7 @@ from tinyllm.data.batches import Loader
 from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
-from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import NF4Weight
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.frozen import Weight, stored
 from tinyllm.lora.peft.adapter import load_adapter
 from tinyllm.lora.verbs import lora_layers, merge_lora
 from tinyllm.models import DecoderModel
@@ -104,14 +102,14 @@ def updates_of(model: DecoderModel) -> tuple[str, str]:
     return f"{len(updates)} updates of rank {ranks}", names
 
 
-def adapted_weights(model: DecoderModel) -> list[Any]:
+def adapted_weights(model: DecoderModel) -> list[Weight]:
     """The weights that the updates are added to."""
-    return [layer.base_layer.weight for _, layer in lora_layers(model) if layer.adapting()]
+    return [stored(layer.base_layer.weight) for _, layer in lora_layers(model) if layer.adapting()]
 
 
 def is_in_four_bits(model: DecoderModel) -> bool:
     """Whether any of those weights is kept in NF4."""
-    return any(isinstance(weight, NF4Weight) for weight in adapted_weights(model))
+    return any(weight.storage == "nf4" for weight in adapted_weights(model))
 
 
 def fold(model: DecoderModel, base: str, untie: bool) -> str:
@@ -127,15 +125,15 @@ def fold(model: DecoderModel, base: str, untie: bool) -> str:
             "--base requantized is for an adapter over a base in four bits, and this one is not; leave it out, and see "
             "`tinyllm quantize` for the merged model"
         )
-    half = next((w.storage for w in adapted_weights(model) if isinstance(w, HalfWeight)), None)
+    half = next((w.storage for w in adapted_weights(model) if w.frozen and w.storage != "nf4"), None)
     half = None if base == "original" else half
     as_stored = half or base == "requantized"
     merge_lora(model, keep_base=False, base="requantized" if as_stored else "dequantized", untie=untie)
     if base == "dequantized" and not half:  # what no adapter touched: one model, one dtype
         for name, weight in list(model.named_weights()):
-            if isinstance(weight, FrozenWeight):
+            if not isinstance(weight, Parameter):
                 model.set_weight(name, Parameter(weight.dense(), requires_grad=False))
-    return half or ("nf4" if any(isinstance(w, NF4Weight) for _, w in model.named_weights()) else str(model.dtype))
+    return half or ("nf4" if any(stored(w).storage == "nf4" for _, w in model.named_weights()) else str(model.dtype))
 
 
 def held_out(data: str | None, tokenizer: Tokenizer, model: DecoderModel) -> Loader:
@@ -166,7 +164,7 @@ def original(name: str, device: str, dtype: str) -> DecoderModel:
         If the folder itself holds four-bit weights: then there is no original here.
     """
     model, _ = load_model(name, device, dtype)
-    if any(isinstance(weight, NF4Weight) for _, weight in model.named_weights()):
+    if any(stored(weight).storage == "nf4" for _, weight in model.named_weights()):
         raise ValueError(
             f"{name} is itself in four bits, so the original weights are not here; use --base dequantized, or "
             "--model with the folder it was quantised from"

@@ -14,8 +14,8 @@ from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.lora.peft.adapter import CONFIG, trained_over
 from tinyllm.models import DecoderModel
-from tinyllm.models.checkpoints import hub
 from tinyllm.models.build import STORAGES
+from tinyllm.models.checkpoints import hub
 from tinyllm.qlora import quantize_base
 
 EMBEDDED = "base"  # the model that comes with the package

@@ -25,6 +25,7 @@ DTYPES = {
     "BF16": np.uint16, "F16": np.float16, "U16": np.uint16, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
     "BOOL": np.bool_,
 }  # fmt: skip
+HALVES = {"bfloat16": "BF16", "float16": "F16"}
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items() if code != "BF16"}
 
 
@@ -66,8 +67,8 @@ def write(path: Any, arrays: Mapping[str, Any], metadata: Mapping[str, str] | No
 def _coded(name: str, array: Any) -> tuple[str, Any]:
     if not isinstance(name, str) or name == "__metadata__":
         raise TypeError(f"{name!r} cannot be the name of an array")
-    if isinstance(array, HalfWeight):
-        return ("BF16", array.bits) if array.storage == "bfloat16" else ("F16", array.bits)
+    if getattr(array, "storage", None) in HALVES:
+        return HALVES[array.storage], array.bits
     if not hasattr(array, "dtype"):
         raise TypeError(f"{name} is {type(array).__name__}; only arrays can be saved")
     if array.dtype.name == "bfloat16":

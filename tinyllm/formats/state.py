@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.double_quant import BLOCK_SIZE as SCALES_PER_BLOCK
 from tinyllm.backend.double_quant import dynamic_map
-from tinyllm.backend.half import from_bfloat16
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
+from tinyllm.frozen import stored
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import BLOCK_SIZES, QUANT_STATE, NF4Weight
-from tinyllm.tensor import Tensor
 
 NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
 HALF = "tinyllm.half"  # metadata: which half-precision arrays are frozen weights, and the dtype they compute in
@@ -75,13 +75,9 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     arrays: dict[str, Any] = {}
     half: dict[str, str] = {}
     for name, weight in state.items():
-        if isinstance(weight, NF4Weight):
-            parts = weight.parts(name)
-        else:
-            if isinstance(weight, HalfWeight):
-                half[name] = weight.dtype.name
-            parts = {name: weight.data if isinstance(weight, Tensor) else weight}
-        for key, array in parts.items():
+        if isinstance(weight, HalfWeight):
+            half[name] = weight.dtype.name
+        for key, array in stored(weight).parts(name).items():
             if key in arrays:
                 raise ValueError(f"two weights would both be stored as {key}; rename one of them")
             arrays[key] = array
@@ -95,59 +91,62 @@ def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "th
     except ValueError:
         raise ValueError(f"{where} has damaged metadata; get or write it again") from None
     state: dict[str, Any] = {}
-    parts: set[str] = set()
+    used: set[str] = set()
     for key in arrays:
         if key.endswith(QUANT_STATE):
             name = key.removesuffix(QUANT_STATE)
-            state[name], used = _nf4_weight(name, arrays, where)
-            parts |= used
+            state[name] = weight = _nf4_weight(name, arrays, where)
+            used |= weight.parts(name).keys()
         elif ".quant_state.bitsandbytes__" in key:
             raise ValueError(f"{key} in {where} is quantised in a way not understood here; only NF4 is")
     for name, array in arrays.items():
-        if name in parts:
+        if name in used:
             continue
         if name in half:
-            bits = array.bits if isinstance(array, HalfWeight) else array.view(np.uint16)
-            storage = "bfloat16" if isinstance(array, HalfWeight) else "float16"
-            state[name] = HalfWeight(bits, storage, half[name])
+            state[name] = HalfWeight(_bits_of(array).view(np.uint16), stored(array).storage, half[name])
         else:
-            state[name] = from_bfloat16(array.bits) if isinstance(array, HalfWeight) else array
+            state[name] = stored(array).dense()
     return {name: state[name] for name in arrays if name in state}
 
 
-def _bytes_of(array: Any) -> np.ndarray:
-    """The codes; ``quant_storage`` in bitsandbytes' options makes another dtype of the same bytes."""
-    return (array.bits if isinstance(array, HalfWeight) else array).reshape(-1).view(np.uint8)
+def _bits_of(array: Any) -> np.ndarray:
+    """The array itself, or the patterns of a bfloat16 one."""
+    return getattr(array, "bits", array)
 
 
-def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> tuple[NF4Weight, set[str]]:
-    """The weight, and the names of the arrays that made it."""
-    keys = [f"{name}{QUANT_STATE}", name, f"{name}.absmax", f"{name}.quant_map"]
-    nested = [f"{name}.nested_absmax", f"{name}.nested_quant_map"]
+def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> NF4Weight:
+    """The weight that bitsandbytes' arrays of this name make, each checked against what they say of it."""
     try:
-        said = json.loads(arrays[keys[0]].tobytes())
-        shape, block_size = tuple(said["shape"]), said["blocksize"]
-        double = "nested_blocksize" in said
-        packed, absmax = _bytes_of(arrays[name]), arrays[keys[2]].reshape(-1)
-        blocks = -(-prod(shape) // block_size)
-        fits = packed.size == (prod(shape) + 1) // 2 and absmax.size == blocks and block_size in BLOCK_SIZES
-        known = said["quant_type"] == "nf4" and np.array_equal(arrays[keys[3]].reshape(-1), NF4_LEVELS)
-        dtypes = packed.dtype == np.uint8 and absmax.dtype == (np.uint8 if double else np.float32)
-        if double:
-            absmax2 = arrays[nested[0]].reshape(-1)
-            fits = fits and absmax2.size == -(-blocks // 256) and absmax2.dtype == np.float32
-            known = (
-                known
-                and said["nested_blocksize"] == 256
-                and np.array_equal(arrays[nested[1]].reshape(-1), dynamic_map())
-            )
-            absmax = (absmax, absmax2, np.float32(said["nested_offset"]))
+        about = json.loads(arrays[name + QUANT_STATE].tobytes())
+        sizes, maps = _described(about)
+        parts = {part: _bits_of(arrays[name + part]).reshape(-1) for part in (*sizes, *maps)}
+        parts[""] = parts[""].view(np.uint8)  # bitsandbytes' `quant_storage` makes another dtype of the same bytes
+        fits = about["quant_type"] == "nf4" and about["blocksize"] in BLOCK_SIZES
+        fits &= all((parts[part].dtype, parts[part].size) == of_part for part, of_part in sizes.items())
+        fits &= all(np.array_equal(parts[part], levels) for part, levels in maps.items())
+        scales: Any = parts[".absmax"]
+        if "nested_blocksize" in about:
+            fits &= about["nested_blocksize"] == SCALES_PER_BLOCK
+            scales = (scales, parts[".nested_absmax"], np.float32(about["nested_offset"]))
+        # The original's dtype; half precision computes in float32 here.
+        dtype = about["dtype"] if about.get("dtype") in ("float32", "float64") else "float32"
+        weight = NF4Weight(parts[""], scales, about["shape"], about["blocksize"], dtype)
     except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"the NF4 weight {name} in {where} is incomplete or damaged ({error}); get or write it again"
         ) from None
-    if not (fits and known and dtypes):
+    if not fits:
         raise ValueError(f"the NF4 weight {name} in {where} does not fit its own description; get or write it again")
-    # The original's dtype; half precision computes in float32 here.
-    dtype = said.get("dtype") if said.get("dtype") in ("float32", "float64") else "float32"
-    return NF4Weight(packed, absmax, shape, block_size, dtype), {*keys, *(nested if double else ())}
+    return weight
+
+
+def _described(about: dict[str, Any]) -> tuple[dict[str, tuple[Any, int]], dict[str, Any]]:
+    """Dtype and size of each array that a description asks for, and the levels of each map, by the end of its name."""
+    n, nested = prod(about["shape"]), "nested_blocksize" in about
+    blocks = -(-n // about["blocksize"])
+    sizes = {"": (np.dtype(np.uint8), (n + 1) // 2), ".absmax": (np.dtype(np.uint8 if nested else np.float32), blocks)}
+    maps = {".quant_map": NF4_LEVELS}
+    if nested:
+        sizes[".nested_absmax"] = (np.dtype(np.float32), -(-blocks // SCALES_PER_BLOCK))
+        maps[".nested_quant_map"] = dynamic_map()
+    return sizes, maps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from tinyllm.backend.table import Backend, of
 
 TILE_BYTES = 4 << 20  # of each thread: rows enough even of wide matrices, since each product copies all of x first
 WORTH = 1 << 14  # weights from which on the tiles of a matrix are shared among threads
+
+W = TypeVar("W", bound="Weight")
 
 
 class Weight:
@@ -81,7 +83,7 @@ class Weight:
         """W.T, looking into the same memory; some files keep their weights so. Four-bit blocks cannot be turned."""
         raise NotImplementedError
 
-    def move(self, to: Callable[[Any], Any]) -> Weight:
+    def move(self: W, to: Callable[[Any], Any]) -> W:
         """The same weight with ``to(array)`` in the place of each array: to a GPU, or back."""
         raise NotImplementedError
 

@@ -29,7 +29,7 @@ Init = Callable[[str, tuple[int, ...]], Any]
 
 
 def storage_of(layer: Module, attribute: str, storage: str) -> str:
-    """What a layer's weight is kept as in a model of this `storage`: in no fewer bits than it bears; biases as floats."""
+    """What a layer's weight is kept as in a model of this `storage`: no fewer bits than it bears; a bias is floats."""
     fewest = layer.fewest if attribute == "weight" else "float32"
     return storage if BITS[storage] >= BITS[fewest] else fewest
 

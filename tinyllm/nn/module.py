@@ -16,14 +16,14 @@ from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, stored
 from tinyllm.names import few, nearest
-from tinyllm.tensor import Parameter, Tensor
+from tinyllm.tensor import Parameter
 
 Weight = Parameter | FrozenWeight
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight stands: its path, and the layer and the attribute that hold it (``weight``, ``lora_A.default``)."""
+    """Where a weight stands: its path, and the layer and attribute that hold it (``weight``, ``lora_A.default``)."""
 
     path: str
     layer: Module

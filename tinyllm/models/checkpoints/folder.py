@@ -14,9 +14,9 @@ import numpy as np
 from tinyllm.formats import gguf_file, json_file, safetensors_file
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
 from tinyllm.frozen import Weight, stored
+from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
-from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.names import few, nearest
@@ -68,7 +68,7 @@ def load_pretrained(
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
         weight = folder.read(name, shape)
-        same = weight.storage == kept_as[name] == "bfloat16" and _is_finite(weight.bits)
+        same = weight.storage == kept_as[name] == "bfloat16" and _is_finite(weight)
         return weight if same or weight.storage == "nf4" else weight.dense()
 
     fill(model, init, storage, largest_first=True)
@@ -208,9 +208,9 @@ class ModelFolder:
                 )
 
 
-def _is_finite(bits: np.ndarray) -> bool:
-    """Whether these bfloat16 patterns are numbers: exponents of nothing but ones are infinities or none."""
-    return not ((bits & 0x7F80) == 0x7F80).any()
+def _is_finite(weight: Any) -> bool:
+    """Whether these bfloat16 weights are numbers: exponents of nothing but ones are infinities or none."""
+    return not ((weight.bits & 0x7F80) == 0x7F80).any()
 
 
 def _equal(a: Any, b: Any) -> bool:
