@@ -8,8 +8,9 @@ The book, to be read in this order (a test holds that every file of it stands he
  2  operations  ops.py
  3  frozen      frozen/weight.py, frozen/dense.py, frozen/finite.py, frozen/half.py, frozen/nf4.py
  4  functions   functional.py
- 5  layers      nn.py
- 6  decoder     models/config.py, models/positions.py, models/cache.py, models/head.py, models/decoder.py
+ 5  layers      nn/module.py, nn/layers.py
+ 6  decoder     models/config.py, models/positions.py, models/cache.py, models/head.py, models/build.py,
+                models/decoder.py
  7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/targets.py, lora/verbs.py,
                 lora/merge.py
  8  QLoRA       qlora.py

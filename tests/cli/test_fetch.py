@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -177,7 +176,7 @@ def test_fine_tuning_takes_one_line(tmp_path, pinned, capsys):
 
 
 def test_the_learning_rate_goes_with_the_model():
-    rate = lambda model, method: finetune.default_lr(argparse.Namespace(model=model, method=method))
+    rate = finetune.default_lr
     assert [rate(model, "lora") for model in ("base", "smollm2-135m", "a/folder")] == [1e-2, 1e-3, 2e-4]
     assert [rate(model, "full") for model in ("base", "smollm2-135m", "a/folder")] == [1e-3, 2e-5, 2e-5]
 

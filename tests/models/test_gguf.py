@@ -18,6 +18,7 @@ from tinyllm.cli import main
 from tinyllm.formats import gguf_file
 from tinyllm.frozen import store
 from tinyllm.models import DecoderModel
+from tinyllm.models.build import storages
 from tinyllm.models.checkpoints.gguf import load_gguf, unpermute
 from tinyllm.models.config import RopeScaling
 from tinyllm.models.positions import rope_frequencies
@@ -152,7 +153,7 @@ def test_storage_converts_each_weight_as_ever(tmp_path, storage):
     model = tiny("llama")
     got = load_gguf(DecoderModel, write(tmp_path / "m.gguf", model, "llama"), storage)
     for name, w in model.named_weights():
-        kept = DecoderModel.storage_of(name, storage)
+        kept = storages(model, storage)[name]
         expected = np.asarray(w.data) if kept == "float32" else store(np.asarray(w.data), kept).dense()
         now = got.get(name) if kept == "float32" else None
         dense = np.asarray(now.data) if now is not None else dict(got.named_weights())[name].dense()

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.device import to_host
 from tinyllm.backend.double_quant import dynamic_map
 from tinyllm.backend.half import BFLOAT16, from_bfloat16
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
+from tinyllm.frozen import stored
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import BLOCK_SIZES, QUANT_STATE, NF4Weight
-from tinyllm.tensor import Tensor
 
 NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
 HALF = "tinyllm.half"  # metadata: which half-precision arrays are frozen weights, and the dtype they compute in
@@ -76,24 +75,13 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     arrays: dict[str, Any] = {}
     half: dict[str, str] = {}
     for name, weight in state.items():
-        if isinstance(weight, NF4Weight):
-            parts = weight.parts(name)
-        else:
-            if isinstance(weight, HalfWeight):
-                half[name] = weight.dtype.name
-            parts = {name: array_of(weight)}
-        for key, array in parts.items():
+        if isinstance(weight, HalfWeight):
+            half[name] = weight.dtype.name
+        for key, array in stored(weight).parts(name).items():
             if key in arrays:
                 raise ValueError(f"two weights would both be stored as {key}; rename one of them")
             arrays[key] = array
     return arrays, {HALF: json.dumps(half)} if half else {}
-
-
-def array_of(weight: Any) -> Any:
-    """The array that a file holds of a Tensor, an array or a `HalfWeight`."""
-    if isinstance(weight, HalfWeight):  # on the host, since CuPy has no such dtype either
-        return to_host(weight.bits).view(BFLOAT16 if weight.storage == "bfloat16" else np.float16)
-    return weight.data if isinstance(weight, Tensor) else weight
 
 
 def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "the state") -> dict[str, Any]:
@@ -103,16 +91,16 @@ def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "th
     except ValueError:
         raise ValueError(f"{where} has damaged metadata; get or write it again") from None
     state: dict[str, Any] = {}
-    parts: set[str] = set()
+    used: set[str] = set()
     for key in arrays:
         if key.endswith(QUANT_STATE):
             name = key.removesuffix(QUANT_STATE)
-            state[name], used = _nf4_weight(name, arrays, where)
-            parts |= used
+            state[name], parts = _nf4_weight(name, arrays, where)
+            used |= parts
         elif ".quant_state.bitsandbytes__" in key:
             raise ValueError(f"{key} in {where} is quantised in a way not understood here; only NF4 is")
     for name, array in arrays.items():
-        if name in parts:
+        if name in used:
             continue
         if name in half:
             storage = "bfloat16" if array.dtype == BFLOAT16 else "float16"

@@ -24,6 +24,7 @@ from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.inspect.memory import resident_memory
 from tinyllm.lora.verbs import apply_lora
 from tinyllm.models import DecoderModel
+from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.config import DecoderConfig
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW, clip_grad_norm
@@ -180,8 +181,11 @@ def _train(model: DecoderModel, batch_size: int, seq_len: int) -> None:
 def ghost_model(config: DecoderConfig, storage: str = "float32", dtype: Any = np.float32) -> DecoderModel:
     """A model whose weights are ghosts, for use inside `haunted`."""
 
+    model = skeleton(DecoderModel, vars(config), storage, dtype)
+    kept_as = storages(model, storage)
+
     def init(name: str, shape: tuple[int, ...]) -> Any:
-        kind, n = DecoderModel.storage_of(name, storage), prod(shape)
+        kind, n = kept_as[name], prod(shape)
         if kind == "float32":
             return Parameter(Ghost(shape, dtype))
         if kind != "nf4":
@@ -190,7 +194,8 @@ def ghost_model(config: DecoderConfig, storage: str = "float32", dtype: Any = np
         scales = Ghost(blocks, np.uint8), Ghost(-(-blocks // 256)), np.float32(0)
         return _NF4(Ghost((n + 1) // 2, np.uint8), scales, shape, dtype=dtype)
 
-    return DecoderModel(**vars(config), storage=storage, dtype=dtype, init=init)
+    fill(model, init, storage)
+    return model
 
 
 class _Ends:

@@ -5,7 +5,6 @@ Nothing is read before it is asked for, one weight at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,13 @@ import numpy as np
 from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats import gguf_file, json_file, safetensors_file
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
-from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import NF4Weight
+from tinyllm.frozen import HalfWeight, Weight, stored
+from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.names import few, nearest
-from tinyllm.nn import placeholder
 
 if TYPE_CHECKING:
     from tinyllm.models.decoder import DecoderModel
@@ -66,15 +64,17 @@ def load_pretrained(
     if path.suffix == ".gguf" and not path.is_dir():
         return load_gguf(cls, path, storage, dtype)
     folder, storage = ModelFolder(path), storage or "float32"
+    model = folder.skeleton(cls, storage, dtype)
+    kept_as = storages(model, storage)
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
         weight = folder.read(name, shape)
-        if not isinstance(weight, HalfWeight):
-            return weight
-        same = weight.storage == cls.storage_of(name, storage) and _is_finite(weight.bits)
-        return weight if same else weight.dense()
+        same = weight.storage == kept_as[name] == "bfloat16" and _is_finite(weight)
+        return weight if same or weight.storage == "nf4" else weight.dense()
 
-    return folder.build(cls, init, storage, dtype)
+    fill(model, init, storage, largest_first=True)
+    model.eval()
+    return model
 
 
 def load_config(name: Any) -> DecoderConfig:
@@ -122,10 +122,8 @@ class ModelFolder:
         self._keys: dict[str, str] = {}
         _refuse_other_quantisation(fields.get("quantization_config"), self._files)
 
-    def build(
-        self, cls: type[DecoderModel], init: Callable[[str, tuple[int, ...]], Any], storage: str, dtype: Any
-    ) -> DecoderModel:
-        """A `cls` in evaluation mode whose weights are ``init(name, shape)``, which may call `read`.
+    def skeleton(self, cls: type[DecoderModel], storage: str, dtype: Any) -> DecoderModel:
+        """A `cls` whose weights have names and shapes only, to be filled with what `read` gives.
 
         Raises
         ------
@@ -133,15 +131,13 @@ class ModelFolder:
             If keys are missing or left over, or the configuration's sizes do not fit together or go beyond any array.
         """
         self._refuse_sizes_beyond(DecoderConfig(**self.config))
-        model = cls(**self.config, storage=storage, dtype=dtype, init=lambda _, s: placeholder(s, dtype))
+        model = skeleton(cls, self.config, storage, dtype)
         self._keys = self._match([name for name, _ in model.named_weights()])
         self._refuse_another_head()
-        model.fill(init, storage, largest_first=True)
-        model.eval()
         return model
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Any:
-        """Our weight of this name: floats as they are stored, a bfloat16 `HalfWeight`, or an `NF4Weight`.
+    def read(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """Our weight of this name, as it is stored: floats, bfloat16 or NF4.
 
         Raises
         ------
@@ -149,12 +145,11 @@ class ModelFolder:
             If it has another shape, or holds no floats.
         """
         key = self._keys[name]
-        weight = self._read(key)
+        weight = stored(self._read(key))
         if weight.dtype.kind != "f":
             raise ValueError(f"{key} in {self._files[key]} has dtype {weight.dtype}, but floats are needed")
-        if self.family.transposed(name) and not isinstance(weight, NF4Weight) and len(weight.shape) == 2:
-            half = isinstance(weight, HalfWeight)
-            weight = HalfWeight(np.ascontiguousarray(weight.bits.T), weight.storage) if half else weight.T
+        if self.family.transposed(name) and weight.storage != "nf4" and len(weight.shape) == 2:
+            weight = weight.transposed().move(np.ascontiguousarray)
         if tuple(weight.shape) != tuple(shape):
             raise ValueError(
                 f"{key} in {self._files[key]} has shape {tuple(weight.shape)}, but config.json asks for {tuple(shape)}"
@@ -211,9 +206,9 @@ class ModelFolder:
                 )
 
 
-def _is_finite(bits: np.ndarray) -> bool:
-    """Whether these bfloat16 patterns are numbers: exponents of nothing but ones are infinities or none."""
-    return not ((bits & 0x7F80) == 0x7F80).any()
+def _is_finite(weight: Any) -> bool:
+    """Whether these bfloat16 weights are numbers: exponents of nothing but ones are infinities or none."""
+    return not ((weight.bits & 0x7F80) == 0x7F80).any()
 
 
 def _equal(a: Any, b: Any) -> bool:

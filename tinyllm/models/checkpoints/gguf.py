@@ -14,11 +14,11 @@ import numpy as np
 from tinyllm.formats import gguf_file
 from tinyllm.formats.fields import Fields
 from tinyllm.formats.gguf_file import Entry, Header
+from tinyllm.models.build import fill, skeleton
 from tinyllm.models.config import DecoderConfig, RopeScaling
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.models.positions import rope_frequencies
 from tinyllm.names import few
-from tinyllm.nn import placeholder
 
 if TYPE_CHECKING:
     from tinyllm.models.decoder import DecoderModel
@@ -64,7 +64,7 @@ def load_gguf(cls: type[DecoderModel], path: Any, storage: str | None = None, dt
     """
     header = gguf_file.read_header(path)
     config = read_config(path, header)
-    model = cls(**config, dtype=dtype, init=lambda _, shape: placeholder(shape, dtype))
+    model = skeleton(cls, config, storage or "float32", dtype)
     names = {name: gguf_name(name) for name, _ in model.named_weights()}
     _refuse_misfits(path, header, model, names)
     heads = {"q_proj": model.config.num_heads, "k_proj": model.config.num_kv_heads}
@@ -74,7 +74,7 @@ def load_gguf(cls: type[DecoderModel], path: Any, storage: str | None = None, dt
         module = name.split(".")[-2]
         return unpermute(w, heads[module]) if config["model_type"] == "llama" and module in heads else w
 
-    model.fill(init, storage or "float32")
+    fill(model, init, storage or "float32")
     model.eval()
     return model
 
