@@ -2,16 +2,16 @@
 
 The book, to be read in this order (a test holds that every file of it stands here once):
 
- 0  backend     backend/table.py, backend/primitives.py, backend/random.py, backend/nf4.py, backend/double_quant.py,
-                backend/torch_sum.py, backend/half.py, backend/device.py
+ 0  backend     backend/table.py, backend/random.py, backend/nf4.py, backend/primitives.py, backend/device.py,
+                backend/torch_sum.py, backend/double_quant.py, backend/half.py
  1  autograd    tensor.py
  2  operations  ops.py
  3  frozen      frozen/weight.py, frozen/half.py, frozen/nf4.py
  4  functions   functional.py
  5  layers      nn.py
- 6  decoder     models/config.py, models/positions.py, models/cache.py, models/head.py, models/decoder.py
- 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/targets.py, lora/verbs.py,
-                lora/merge.py
+ 6  decoder     models/config.py, models/cache.py, models/positions.py, models/head.py, models/decoder.py
+ 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/targets.py, lora/merge.py,
+                lora/verbs.py
  8  QLoRA       qlora.py
  9  AdamW       optim.py
 10  training    data/examples.py, data/batches.py, train/loop.py
