@@ -7,6 +7,7 @@ A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the p
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,25 @@ class Module:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+
+    def extra_repr(self) -> str:
+        """What stands in this module's brackets: its own weights, their shapes, what keeps them, what trains."""
+        weights = [(name, w) for name, w in _attributes(self) if isinstance(w, Parameter | FrozenWeight)]
+        return ", ".join(
+            f"{name} {w.shape} {_storage(w)} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
+        )
+
+    def tree(self) -> list[str]:
+        """This module and what it is made of, a line each and indented; repeated blocks are shown once."""
+        head, inside = f"{type(self).__name__}({self.extra_repr()}", []
+        for name, count, (first, *rest) in _folded([(name, child.tree()) for name, child in self.children()]):
+            times = f"{count} x " if count > 1 else ""
+            inside += [f"  ({name}): {times}{first}", *(f"  {line}" for line in rest)]
+        return [head, *inside, ")"] if inside else [f"{head})"]
+
+    def __repr__(self) -> str:
+        lines = self.tree()
+        return "\n".join([*lines, _totals(self)] if len(lines) > 1 else lines)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Pairs of name and module, one level down."""
@@ -296,3 +316,34 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+
+def _storage(weight: Weight) -> str:
+    return getattr(weight, "storage", weight.dtype.name)
+
+
+def _folded(children: list[tuple[str, list[str]]]) -> Iterator[tuple[str, int, list[str]]]:
+    """Name, count and lines of each run of equal members of one list: ``layers.0-29``, 30."""
+
+    def same(item: tuple[str, list[str]]) -> tuple[str, list[str]]:
+        stem, _, last = item[0].rpartition(".")
+        return (stem if last.isdigit() else item[0]), item[1]
+
+    for (_, lines), run in itertools.groupby(children, same):
+        names = [name for name, _ in run]
+        last = names[-1].rpartition(".")[2]
+        yield (f"{names[0]}-{last}" if len(names) > 1 else names[0]), len(names), lines
+
+
+def _totals(module: Module) -> str:
+    """How many numbers there are, how many train, and the bytes of each way of keeping them."""
+    total, training = module.num_parameters(), module.num_parameters(trainable_only=True)
+    kept: dict[str, int] = {}
+    for _, w in module.named_weights():
+        arrays: Any = getattr(w, "data", w)
+        kept[_storage(w)] = kept.get(_storage(w), 0) + arrays.nbytes
+    by_storage = ", ".join(f"{storage} {n:,} bytes" for storage, n in kept.items())
+    return f"{total:,} parameters, {training:,} of them train ({training / max(total, 1):.2%}); {by_storage or 'none'}"
