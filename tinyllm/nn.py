@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,15 @@ from tinyllm.tensor import Parameter, Tensor
 
 Weight = Parameter | FrozenWeight
 
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class _Callable(Protocol[P, R]):
+    """For the type checker: a module takes and gives what its own ``forward`` does."""
+
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
 
 class Module:
     """Something with parameters. Subclasses set attributes and define ``forward``.
@@ -31,7 +40,7 @@ class Module:
 
     training = True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: _Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

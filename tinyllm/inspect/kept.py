@@ -41,7 +41,7 @@ class Row:
     bytes: int
 
 
-class Kept(list):
+class Kept(list[Row]):
     """A list of `Row`; printed or shown in a notebook, it is a table.
 
     Attributes

@@ -65,7 +65,7 @@ def explain_non_finite(model: DecoderModel, batches: list[Batch], position: tupl
             found.append(paths.get(id(self), type(self).__name__))
         return y
 
-    Module.__call__ = watching  # type: ignore[method-assign]
+    Module.__call__ = watching  # type: ignore[method-assign, assignment]
     try:
         with no_grad(), np.errstate(all="ignore"):
             for batch in batches:
