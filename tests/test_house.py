@@ -258,6 +258,12 @@ def above_the_backend(file: str, tree: ast.AST, graph: dict[str, set[str]]) -> l
     return found + [f"{file}:{line} reads on_card" for line in asked]
 
 
+def missing_files(text: str, folders: list[Path]) -> list[str]:
+    """File names in backquotes that stand in none of these folders."""
+    named = re.findall(r"(?<!`)`([\w/.-]+\.(?:py|cu|cuh|md))`(?!`)", text)
+    return [name for name in named if not any((folder / name).exists() for folder in folders)]
+
+
 # ------------------------------------------------------------------------------------------------ the house
 
 
@@ -341,6 +347,27 @@ def test_no_file_says_what_to_read_next():
     files = [*ROOT.rglob("*.py"), *ROOT.rglob("*.cu*"), *Path(__file__).parent.rglob("*.py")]
     here = Path(__file__).name
     assert not [str(p) for p in files if p.name != here and re.search(r"\b[Rr]ead\s+next\b", source(p))]
+
+
+@law
+def test_files_that_are_named_are_there():
+    top = ROOT.parent
+    pages = [top / "README.md", top / "CONTRIBUTING.md", *(top / "docs").glob("*.md")]
+    texts = [
+        *pages,
+        *(p for folder in ("tinyllm", "tests", "benchmarks", "tools") for p in (top / folder).rglob("*.py")),
+    ]
+    folders = [
+        top,
+        ROOT,
+        ROOT / "models",
+        top / "docs",
+        top / "benchmarks",
+        ROOT / "backend" / "cuda" / "kernels",
+        top / "tests",
+    ]
+    found = {str(p): missing_files(source(p), [*folders, p.parent]) for p in texts if p.name != Path(__file__).name}
+    assert not {path: names for path, names in found.items() if names}
 
 
 # ------------------------------------------------------------------------------------------------ each law, broken
@@ -452,3 +479,8 @@ def test_threads_above_the_backend_are_noticed():
     assert above_the_backend("nn.py", trees["nn.py"], graph) == ["nn.py imports the threads"]
     assert above_the_backend("ops.py", trees["ops.py"], graph) == ["ops.py:1 reads on_card"]
     assert not above_the_backend("backend/ghost.py", trees["ops.py"], graph)
+
+
+def test_a_file_that_moved_is_noticed():
+    text = "See `ops.py`, `backend/table.py` and `lora_linear.py`; it is in `config.json`."
+    assert missing_files(text, [ROOT]) == ["lora_linear.py"]
