@@ -17,7 +17,8 @@ The book, to be read in this order (a test holds that every file of it stands he
 10  training    data/examples.py, data/batches.py, train/loop.py
 11  writing     generate.py
 
-The wings: formats, the rest of data, models' checkpoints and families, lora/peft, inspect, cli, a run's files in train.
+The wings: backend's cpu, cuda and ghost, formats, the rest of data, models' checkpoints and families, lora/peft,
+inspect, cli, assets, a run's files in train.
 """
 
 from tinyllm import functional, nn, ops, optim

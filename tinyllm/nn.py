@@ -48,7 +48,7 @@ class Module:
 
     def extra_repr(self) -> str:
         """What stands in this module's brackets: its own weights, their shapes, what keeps them, what trains."""
-        weights = [(name, w) for name, w in _attributes(self) if isinstance(w, Parameter | FrozenWeight)]
+        weights = [(name, w) for name, w in _attributes(self) if isinstance(w, Weight)]
         return ", ".join(
             f"{name} {w.shape} {_storage(w)} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
         )
