@@ -16,11 +16,12 @@ ROOT = Path(tinyllm.__file__).parent
 # Each line may import from itself and from the lines above. A new module needs a place here.
 ORDER = [
     ["assets"],
+    ["names"],
     ["backend"],
     ["tensor"],
     ["ops"],
-    ["functional"],
     ["frozen"],
+    ["functional"],
     ["nn"],
     ["formats"],
     ["models"],

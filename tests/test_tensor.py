@@ -15,9 +15,9 @@ from tinyllm import functional as F
 from tinyllm import ops
 from tinyllm.backend import random
 from tinyllm.backend.table import Backend
+from tinyllm.frozen import Weight
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
-from tinyllm.frozen.weight import FrozenWeight, frozen_linear
 from tinyllm.inspect.gradcheck import GradientError, gradcheck
 from tinyllm.inspect.graph import graph_svg
 from tinyllm.inspect.kept import cells_of, kept
@@ -104,8 +104,8 @@ CASES = {
         [(4, 3), (5, 3)],
         ["gradient0", "gradient1"],
     ),
-    "frozen_linear, bfloat16": (lambda x, b: frozen_linear(x, HALF, b), [(2, 4), (5,)], ["half", ""]),
-    "frozen_linear, NF4": (lambda x, b: frozen_linear(x, NF4, b), [(2, 32), (6,)], ["nf4", ""]),
+    "linear, bfloat16": (lambda x, b: F.linear(x, HALF, b), [(2, 4), (5,)], ["half", ""]),
+    "linear, NF4": (lambda x, b: F.linear(x, NF4, b), [(2, 32), (6,)], ["nf4", ""]),
 }
 EXTRA = {
     "inverse": 2 * 8,
@@ -217,7 +217,7 @@ def check_named(value, where):
             check_named(inner, where)
     else:
         allowed = (np.ndarray, np.generic, np.dtype, type, int, float, str, slice, type(None), type(...))
-        assert isinstance(value, (*allowed, FrozenWeight, Backend, types.ModuleType)), f"{where} names {value!r}"
+        assert isinstance(value, (*allowed, Weight, Backend, types.ModuleType)), f"{where} names {value!r}"
 
 
 @every_operation

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.backend.cpu.overrides import OVERRIDES
 from tinyllm.backend.table import of
+from tinyllm.frozen import Weight, stored
 from tinyllm.tensor import Tensor, op
 
 IGNORE = -100  # the label of a position that shall not count, as in PyTorch
@@ -66,7 +66,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     be, a, w = of(x.data), x.data, weight.data
     y, inverse = be.rms_norm(a, w, eps)
     n = a.shape[-1]
-    if be.table["rms_norm"] is not OVERRIDES["rms_norm"] or not w.all():
+    if not (be.undoes("rms_norm") and w.all()):
         return op(
             y,
             (x, lambda g: be.rms_norm_backward(g, a, w, inverse)),
@@ -129,11 +129,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Any = None, scale: float 
     )
 
 
-def embedding(weight: Tensor, ids: Any) -> Tensor:
+def embedding(weight: Tensor | Weight, ids: Any) -> Tensor:
     """Rows of `weight` (rows, n) by the integer array `ids` (...): (..., n)."""
-    be, rows = of(weight.data), weight.shape[0]
+    w = stored(weight)
+    be, rows = w.backend, w.shape[0]
     ids = be.xp.asarray(ids)
-    return op(weight.data[ids], (weight, lambda g: be.embedding_grad(g, ids, rows)))
+    return op(w.take(ids), (weight, lambda g: be.embedding_grad(g, ids, rows)))
 
 
 def dropout(x: Tensor, p: float, training: bool = True, generator: random.Generator | None = None) -> Tensor:
@@ -158,24 +159,24 @@ def dropout(x: Tensor, p: float, training: bool = True, generator: random.Genera
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; x (..., in), weight (out, in), bias (out,): (..., out).
+
+    However the weight is kept: the rule for x names a stored weight packed, and unpacks it again on the way back.
 
     Raises
     ------
     ValueError
         If the sizes do not fit.
     """
-    be, a, w = of(x.data), x.data, weight.data
-    if a.shape[-1] != w.shape[1]:
-        raise ValueError(f"linear: the input has {a.shape[-1]} features, the weight {w.shape} takes {w.shape[1]}")
-    n_in, n_out, shape, kept_as = w.shape[1], w.shape[0], a.shape, w.dtype
-    if a.dtype.itemsize == 2:
-        w = w.astype(a.dtype, copy=False)  # float32 adapters beside half activations
-    rows = a.reshape(-1, n_in)
-    y = be.matmul(rows, w.T).reshape(*shape[:-1], n_out)
-    edges = [
-        (x, lambda g: be.matmul(g.reshape(-1, n_out), w).reshape(shape)),
+    be, shape, (n_out, n_in), kept_as = of(x.data), x.shape, weight.shape, weight.dtype
+    if shape[-1] != n_in:
+        raise ValueError(f"linear: the input has {shape[-1]} features, the weight {weight.shape} takes {n_in}")
+    w = stored(weight).computing_in(x.dtype)
+    rows = x.data.reshape(-1, n_in)
+    y = w.multiply(rows).reshape(*shape[:-1], n_out)
+    edges: list = [
+        (x, lambda g: w.multiply_back(g.reshape(-1, n_out)).reshape(shape)),
         (weight, lambda g: be.matmul(g.reshape(-1, n_out).T, rows).astype(kept_as, copy=False)),
     ]
     if bias is not None:

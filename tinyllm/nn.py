@@ -6,7 +6,6 @@ A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the p
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -17,7 +16,8 @@ from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
-from tinyllm.frozen.weight import FrozenWeight, frozen_embedding, frozen_linear
+from tinyllm.frozen import FrozenWeight
+from tinyllm.names import few, nearest
 from tinyllm.tensor import Parameter, Tensor
 
 Weight = Parameter | FrozenWeight
@@ -208,15 +208,12 @@ class Module:
 
 
 def _differences(missing: list[str], unexpected: list[str], own: dict) -> str:
-    said = []
+    parts = []
     if missing:
-        said.append(f"missing {', '.join(missing[:5])}" + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""))
+        parts.append(f"missing {few(missing)}")
     if unexpected:
-        close = difflib.get_close_matches(unexpected[0], own, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        more = f" and {len(unexpected) - 5} more" if len(unexpected) > 5 else ""
-        said.append(f"unexpected {', '.join(unexpected[:5])}{hint}{more}")
-    return "; ".join(said)
+        parts.append(f"unexpected {few(unexpected)}{nearest(unexpected[0], own)}")
+    return "; ".join(parts)
 
 
 def _attributes(module: Module) -> Iterator[tuple[str, Any]]:
@@ -274,8 +271,6 @@ class Linear(Module):
         self.bias = Parameter(to_device(np.zeros(out_features, dtype))) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.weight, FrozenWeight):
-            return frozen_linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -289,8 +284,6 @@ class Embedding(Module):
             self.weight = Parameter(to_device(random.default.normal((num_embeddings, embedding_dim), 0.02, dtype)))
 
     def forward(self, ids: Any) -> Tensor:
-        if isinstance(self.weight, FrozenWeight):
-            return frozen_embedding(self.weight, ids)
         return F.embedding(self.weight, ids)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tinyllm.frozen.finite import refuse_non_finite
 from tinyllm.frozen.nf4 import NF4Weight, check_block_size, dequantize_nf4, quantize_nf4
-from tinyllm.frozen.weight import FrozenWeight, refuse_non_finite
+from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.targets import linear_names
 from tinyllm.lora.verbs import apply_lora, check_adapter, get_lora_parameters

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.backend.cpu.threads import BLAS
 from tinyllm.backend.table import of
 
 
@@ -227,7 +226,7 @@ def op(value: Any, *edges: tuple[Any, Callable]) -> Tensor:
     return out
 
 
-def wants_grad(*tensors: Tensor) -> bool:
+def wants_grad(*tensors: Any) -> bool:
     """Whether an operation on these tensors would be recorded. For the one operation (the fused head) that computes
     its gradient in the forward pass."""
     return _mode is RECORD and any(t.node is not None for t in tensors)
@@ -257,16 +256,16 @@ def backward(y: Tensor, grad: Any = None) -> None:
             "this tensor does not need a gradient: was everything frozen, merged or disabled, or was it computed "
             "under no_grad()? (merged adapters: call unmerge_lora first)"
         )
-    xp = of(y.data).xp
+    be = of(y.data)
     if grad is None:
         if y.data.size != 1:
             raise ValueError(f"backward() starts from one number, not from shape {y.shape}; pass grad= of that shape")
-        grad = xp.ones_like(y.data)
-    grad = xp.asarray(grad.data if isinstance(grad, Tensor) else grad, dtype=y.data.dtype)
+        grad = be.xp.ones_like(y.data)
+    grad = be.xp.asarray(grad.data if isinstance(grad, Tensor) else grad, dtype=y.data.dtype)
     if grad.shape != y.data.shape:
         raise ValueError(f"grad has shape {grad.shape}, but the tensor has {y.shape}")
 
-    with BLAS:  # its threads would go on spinning after each product, on cores that ours want
+    with be.hold():
         _walk(y.node, grad)
 
 

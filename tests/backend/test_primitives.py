@@ -202,6 +202,14 @@ def nf4_codes(x, block_size):
     return [a << 4 | b for a, b in zip(nearest[::2], nearest[1::2], strict=True)], scales
 
 
+def half_number(bits, storage):
+    """IEEE 754: sign, exponent with a bias, mantissa; its leading 1 is left out where the exponent is not 0."""
+    mantissa_bits, bias = (10, 15) if storage == "float16" else (7, 127)
+    exponent, mantissa = (bits & 0x7FFF) >> mantissa_bits, bits & ((1 << mantissa_bits) - 1)
+    value = ((exponent > 0) + mantissa / 2**mantissa_bits) * 2.0 ** (max(exponent, 1) - bias)
+    return Num(-value if bits >> 15 else value)
+
+
 # ------------------------------------------------- a case for each primitive: its arguments and the definition's answer
 
 
@@ -299,6 +307,11 @@ def case(name, rng, dtype):
             return (x, packed, scales, 32, 4), [
                 [[dot(row, w[24 * o : 24 * o + 24]) for o in range(4)] for row in nums(x)]
             ]
+        case "widen":
+            bits, storage = rng.integers(0, 0x7C00, (int(rows), int(n))), "float16" if rng.integers(2) else "bfloat16"
+            bits |= 0x8000 * rng.integers(0, 2, bits.shape)  # finite patterns of either sign
+            definition = [[half_number(int(b), storage) for b in row] for row in bits]
+            return (bits.astype(np.uint16), storage, None, dtype), [definition]
     raise NotImplementedError(f"give the primitive {name!r} a definition here")
 
 
@@ -373,6 +386,10 @@ def frozen_rows():
     return [store(draw(32, 16).astype(np.float32), "nf4").multiply(draw(9, 16).astype(np.float32))]
 
 
+def half_rows():
+    return [store(draw(32, 16).astype(np.float32), "bfloat16").take(np.arange(3))]
+
+
 qkv = draw(1, 2, 3, 4), draw(1, 1, 3, 4), draw(1, 1, 3, 4)
 norm = draw(2, 4), draw(4), draw(1, 4)[0]
 turn = np.cos(draw(1, 1, 3, 2)), np.sin(draw(1, 1, 3, 2))
@@ -402,6 +419,7 @@ PUBLIC = {  # where the user of the engine meets each primitive; compound ones f
     "nf4_dequantize": [quantized],
     "nf4_scales": [frozen_product],
     "nf4_matvec": [frozen_product],
+    "widen": [half_rows],
 }
 WAYS = [pytest.param(name, run, id=f"{name}-{i}") for name in NAMES for i, run in enumerate(PUBLIC.get(name, [None]))]
 

@@ -370,6 +370,11 @@ def large(name, seed, dtype):
             out, n = blocks // 4, 96  # rows that begin inside a block of 64
             packed = rng.integers(0, 256, out * n // 2).astype(np.uint8)
             return (r(2, n), packed, rng.random(-(-out * n // 64), np.float32), 64, out)
+        case "widen":  # finite patterns of either sign
+            bits = rng.integers(0, 0x7C00, (rows, n)).astype(np.uint16) | (rng.integers(0, 2, n) << 15).astype(
+                np.uint16
+            )
+            return (bits, "float16" if seed % 2 else "bfloat16", None, dtype)
     raise NotImplementedError(f"give the override {name!r} large arguments here")
 
 

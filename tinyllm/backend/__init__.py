@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy
 
-from tinyllm.backend.cpu import overrides as cpu
+from tinyllm.backend.cpu.backend import CPU
+from tinyllm.backend.cpu.overrides import OVERRIDES, SPECIFICATION
 from tinyllm.backend.table import BACKENDS, Backend, of, use
 
-BACKENDS["numpy"] = Backend("numpy", numpy, {**cpu.SPECIFICATION, **cpu.OVERRIDES})
+BACKENDS["numpy"] = CPU("numpy", numpy, {**SPECIFICATION, **OVERRIDES})
 
 __all__ = ["BACKENDS", "Backend", "of", "use"]

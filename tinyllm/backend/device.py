@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from tinyllm.backend.cuda.overrides import cuda_backend
+from tinyllm.backend.cuda.backend import cuda_backend
 from tinyllm.backend.cuda.probe import probe
 from tinyllm.backend.table import BACKENDS, Backend
 from tinyllm.backend.table import of as backend_of

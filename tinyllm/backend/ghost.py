@@ -19,8 +19,9 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 
+from tinyllm.backend.cpu.backend import CPU
 from tinyllm.backend.cpu.threads import get_num_threads, instead_of_sharing
-from tinyllm.backend.table import BACKENDS, Backend
+from tinyllm.backend.table import BACKENDS
 
 
 class Meter:
@@ -421,7 +422,7 @@ def haunted() -> Iterator[Meter]:
     global METER
     before, METER = METER, Meter()
     # Of a block within a block, the backend is the same; only the meter is another.
-    BACKENDS.setdefault("ghost", Backend("ghost", GhostModule(), BACKENDS["numpy"].table))  # type: ignore[arg-type]
+    BACKENDS.setdefault("ghost", CPU("ghost", GhostModule(), BACKENDS["numpy"].table))  # type: ignore[arg-type]
     try:
         with instead_of_sharing(_share):
             yield METER

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from tinyllm.backend.half import from_bfloat16
 from tinyllm.backend.nf4 import nf4_dequantize, nf4_matvec, nf4_quantize, nf4_scales
 from tinyllm.backend.random import raw_words
 from tinyllm.backend.table import of
@@ -324,11 +325,21 @@ def adamw_step(xp, w, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     w -= room
 
 
+def widen(xp, bits, storage, out=None, dtype=numpy.float32):
+    """The floats that 16-bit patterns stand for, as `dtype`, or written into `out` if it is given.
+
+    bits uint16, storage "float16" or "bfloat16", out of the same shape as `bits`.
+    """
+    out = xp.empty(bits.shape, dtype) if out is None else out
+    out[...] = bits.view(numpy.float16) if storage == "float16" else from_bfloat16(bits)
+    return out
+
+
 def specification() -> dict[str, Any]:
     """Every primitive by name: the table a backend starts from."""
     functions = [matmul, sigmoid, softmax, softmax_backward, rms_norm, rms_norm_backward]
     functions += [layer_norm, layer_norm_backward, erf, gelu, gelu_backward, silu_mul, silu_mul_backward]
     functions += [rope, attention, attention_backward]
     functions += [cross_entropy, cross_entropy_backward, embedding_grad, dropout_mask, adamw_step]
-    functions += [nf4_quantize, nf4_dequantize, nf4_scales, nf4_matvec]
+    functions += [nf4_quantize, nf4_dequantize, nf4_scales, nf4_matvec, widen]
     return {function.__name__: function for function in functions}

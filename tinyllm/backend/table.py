@@ -7,8 +7,8 @@ Engine code writes ``be = of(x)`` and ``be.softmax(x)``: the function is looked 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -17,12 +17,14 @@ import numpy
 
 
 class Backend:
-    """An array module and the functions that run on its arrays.
+    """An array module, the functions that run on its arrays, and how work on them is cut and shared.
+
+    This one does all work at once, in the thread that asks; `CPU` has threads, `CUDA` and ghosts ways of their own.
 
     Parameters
     ----------
     name : str
-        ``"numpy"`` or ``"cuda"``.
+        ``"numpy"``, ``"cuda"`` or ``"ghost"``.
     xp : module
         ``numpy`` or ``cupy``; handed to every primitive as its first argument.
     primitives : dict of str to callable
@@ -36,10 +38,35 @@ class Backend:
         for primitive, function in primitives.items():
             self.put(primitive, function)
 
-    @property
-    def on_card(self) -> bool:
-        """Whether its arrays are on a GPU, where one large operation is better than many that fit a cache."""
-        return self.name == "cuda"
+    def pieces(self, n: int, each: int = 0, most: int = 0, unit: int = 1, even: bool = False) -> list[slice]:
+        """0..n in slices, to be worked at by `share`.
+
+        Parameters
+        ----------
+        n : int
+            How many rows, say, there are.
+        each, most : int
+            Bytes of one of the n, and of a slice at most; without them a slice may be as long as it likes. `most` is
+            what suits a CPU's cache; a backend without one takes more at once.
+        unit : int
+            Slices begin at multiples of it, and have at least as many.
+        even : bool
+            Whether each thread shall get as many slices, all but the last of one length.
+        """
+        return [slice(0, n)] if n else []
+
+    def share(self, work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
+        """Call ``work(piece)`` for every piece, several at once where there are threads; return when all are done."""
+        for piece in pieces:
+            work(piece)
+
+    def hold(self) -> AbstractContextManager:
+        """A ``with`` block whose many operations follow one another: no library's own threads start between them."""
+        return nullcontext()
+
+    def undoes(self, primitive: str) -> bool:
+        """Whether a rule may name this primitive's output and compute its input again; see `functional.rms_norm`."""
+        return False
 
     def put(self, primitive: str, function: Callable) -> None:
         """Make `function` the one that ``backend.<primitive>(...)`` calls."""

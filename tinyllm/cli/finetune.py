@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm import assets
+from tinyllm.backend.cpu.malloc import keep_freed_memory
 from tinyllm.backend.device import set_device
 from tinyllm.cli import fetch
 from tinyllm.cli.memory import estimate
@@ -36,7 +37,7 @@ from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints.folder import load_config
 from tinyllm.models.config import DecoderConfig
 from tinyllm.qlora import apply_qlora
-from tinyllm.train.loop import TrainConfig, train
+from tinyllm.train import TrainConfig, train
 
 BLOCK_SIZE = 64  # what storage="nf4" quantises with
 READ_WHOLE = 1 << 26  # bytes of a file up to which a fingerprint reads it
@@ -164,6 +165,7 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in (*what, "block_size", "batch_size", "max_seq_len", "held_out")}
     settings |= {"data_fingerprint": loader.fingerprint(), "model_fingerprint": fingerprint(model_folder(args.model))}
     settings |= {"held_out_fingerprint": held_out.fingerprint() if held_out is not None else None}
+    keep_freed_memory()  # this process trains and ends
     with TrainingBar(args.steps, console) as bar:
         result = train(model, loader, held_out, config, out, resume=args.resume, settings=settings, report=bar.report)
     written = save(model, tokenizer, args, out, lr)  # before anything else can fail

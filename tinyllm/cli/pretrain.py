@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tinyllm import assets
+from tinyllm.backend.cpu.malloc import keep_freed_memory
 from tinyllm.backend.device import set_device
 from tinyllm.cli.options import megabytes, model_folder
 from tinyllm.cli.progress import TrainingBar, draw_losses
@@ -20,7 +21,7 @@ from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
-from tinyllm.train.loop import TrainConfig, train
+from tinyllm.train import TrainConfig, train
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     # The starting weights are a function of the model's shape and the seed.
     settings |= {"held_out": args.held_out, "data_fingerprint": loader.fingerprint()}
     settings |= {"held_out_fingerprint": held_out.fingerprint() if held_out is not None else None}
+    keep_freed_memory()  # this process trains and ends
     with TrainingBar(args.steps, console) as bar:
         result = train(model, loader, held_out, config, out, resume=args.resume, settings=settings, report=bar.report)
     model.save_pretrained(out)

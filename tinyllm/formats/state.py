@@ -17,10 +17,9 @@ from tinyllm.backend.half import from_bfloat16
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
 from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight
+from tinyllm.frozen.nf4 import BLOCK_SIZES, QUANT_STATE, NF4Weight
 from tinyllm.tensor import Tensor
 
-QUANT_STATE = ".quant_state.bitsandbytes__nf4"
 NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
 HALF = "tinyllm.half"  # metadata: which half-precision arrays are frozen weights, and the dtype they compute in
 
@@ -77,7 +76,7 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     half: dict[str, str] = {}
     for name, weight in state.items():
         if isinstance(weight, NF4Weight):
-            parts = _nf4_arrays(name, weight)
+            parts = weight.parts(name)
         else:
             if isinstance(weight, HalfWeight):
                 half[name] = weight.dtype.name
@@ -87,22 +86,6 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
                 raise ValueError(f"two weights would both be stored as {key}; rename one of them")
             arrays[key] = array
     return arrays, {HALF: json.dumps(half)} if half else {}
-
-
-def _nf4_arrays(name: str, weight: NF4Weight) -> dict[str, Any]:
-    """bitsandbytes 0.50's names and JSON (``QuantState.as_dict(packed=True)``)."""
-    said: dict[str, Any] = {
-        "quant_type": "nf4", "blocksize": weight.block_size, "dtype": weight.dtype.name, "shape": list(weight.shape),
-    }  # fmt: skip
-    arrays = {name: weight.packed.reshape(-1, 1), f"{name}.quant_map": np.asarray(NF4_LEVELS, np.float32)}
-    if weight.double_quant:
-        codes, absmax2, offset = weight.absmax
-        arrays |= {f"{name}.absmax": codes, f"{name}.nested_absmax": absmax2, f"{name}.nested_quant_map": dynamic_map()}
-        said |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(offset)}
-    else:
-        arrays[f"{name}.absmax"] = weight.absmax
-    arrays[name + QUANT_STATE] = np.frombuffer(json.dumps(said).encode(), np.uint8)
-    return arrays
 
 
 def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "the state") -> dict[str, Any]:

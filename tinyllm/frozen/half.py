@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.half import from_bfloat16, to_bfloat16, widen_bfloat16, widen_float16
+from tinyllm.backend.half import from_bfloat16, to_bfloat16
 from tinyllm.backend.table import Backend, of
-from tinyllm.frozen.weight import FrozenWeight, refuse_non_finite
+from tinyllm.frozen.finite import refuse_non_finite
+from tinyllm.frozen.weight import FrozenWeight
 
 
 class HalfWeight(FrozenWeight):
@@ -60,13 +61,11 @@ class HalfWeight(FrozenWeight):
     def _widen(self, bits: Any, out: Any) -> Any:
         if self.storage == self.dtype.name:  # half precision computes
             out[...] = bits.view(self.dtype)
-        elif out.dtype != np.float32 or self.backend.on_card:
-            out[...] = bits.view(np.float16) if self.storage == "float16" else from_bfloat16(bits)
-        elif self.storage == "float16":
-            widen_float16(bits, out)
-        else:
-            widen_bfloat16(bits, out)
-        return out
+            return out
+        return self.backend.widen(bits, self.storage, out)
+
+    def like(self, array: Any, name: str = "") -> HalfWeight:
+        return self.quantize(array, self.storage, name)
 
     def rows(self, start: int, stop: int, out: Any) -> Any:
         return self._widen(self.bits[start:stop], out)

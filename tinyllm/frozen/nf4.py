@@ -14,21 +14,23 @@ Why the small print. The format is bitsandbytes', bit for bit, so that 4-bit che
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from math import gcd, prod
 from statistics import NormalDist
 from typing import Any
 
-import numpy
 import numpy as np
 
 from tinyllm.backend.double_quant import BLOCK_SIZE as SCALES_PER_BLOCK
-from tinyllm.backend.double_quant import dequantize_absmax, quantize_absmax
+from tinyllm.backend.double_quant import dequantize_absmax, dynamic_map, quantize_absmax
+from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.backend.table import Backend, of
-from tinyllm.frozen.weight import FrozenWeight, _called, refuse_non_finite
+from tinyllm.frozen.finite import called, refuse_non_finite
+from tinyllm.frozen.weight import FrozenWeight
 
+QUANT_STATE = ".quant_state.bitsandbytes__nf4"  # the end of the name under which files describe an NF4 weight
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-
 FLOATS = ("float16", "float32", "float64")
 
 
@@ -64,15 +66,15 @@ def quantize_nf4(array: Any, block_size: int = 64, *, name: str | None = None) -
 
     Examples
     --------
-    >>> indices, scales = quantize_nf4(numpy.array([2.0, -2.0, 0.0, 0.5], dtype="float32"))
+    >>> indices, scales = quantize_nf4(np.array([2.0, -2.0, 0.0, 0.5], dtype="float32"))
     >>> indices.tobytes().hex(), float(scales[0])
     ('f07a', 2.0)
     """
     check_block_size(block_size)
     if array.dtype.name not in FLOATS:
-        raise TypeError(f"{_called(name)} has dtype {array.dtype}; NF4 quantises {', '.join(FLOATS)}: cast it first")
+        raise TypeError(f"{called(name)} has dtype {array.dtype}; NF4 quantises {', '.join(FLOATS)}: cast it first")
     backend = of(array)
-    with numpy.errstate(over="ignore", invalid="ignore"):  # non-finite values are reported below, in words
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite values are reported below, in words
         flat = backend.xp.ascontiguousarray(array, dtype=backend.xp.float32).reshape(-1)
         indices, scales = backend.nf4_quantize(flat, block_size)
     # A block's largest magnitude is finite exactly if the block is: looking at the scales costs 1/64 of a pass.
@@ -81,7 +83,7 @@ def quantize_nf4(array: Any, block_size: int = 64, *, name: str | None = None) -
     return indices, scales
 
 
-def dequantize_nf4(indices: Any, scales: Any, shape: Any, block_size: int = 64, dtype: Any = numpy.float32) -> Any:
+def dequantize_nf4(indices: Any, scales: Any, shape: Any, block_size: int = 64, dtype: Any = np.float32) -> Any:
     """The weights that packed codes and scales stand for.
 
     Parameters
@@ -109,12 +111,12 @@ def dequantize_nf4(indices: Any, scales: Any, shape: Any, block_size: int = 64, 
     """
     check_block_size(block_size)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    n = int(numpy.prod(shape, dtype=numpy.int64))
-    if numpy.dtype(dtype).name not in FLOATS:
-        raise TypeError(f"cannot dequantise to {numpy.dtype(dtype)}; choose one of {', '.join(FLOATS)}")
-    if indices.dtype != numpy.uint8:
+    n = int(np.prod(shape, dtype=np.int64))
+    if np.dtype(dtype).name not in FLOATS:
+        raise TypeError(f"cannot dequantise to {np.dtype(dtype)}; choose one of {', '.join(FLOATS)}")
+    if indices.dtype != np.uint8:
         raise TypeError(f"the indices have dtype {indices.dtype}; packed codes are uint8 (see quantize_nf4)")
-    if scales.dtype != numpy.float32:
+    if scales.dtype != np.float32:
         raise TypeError(
             f"the scales have dtype {scales.dtype}, not float32; if they are double-quantised, "
             "put them through dequantize_absmax first"
@@ -138,7 +140,7 @@ def derive_nf4_levels():
 
     Returns
     -------
-    numpy.ndarray, float64, (16,)
+    np.ndarray, float64, (16,)
 
     Notes
     -----
@@ -147,9 +149,9 @@ def derive_nf4_levels():
     """
     quantile = NormalDist().inv_cdf
     outermost = 0.9677083  # with all digits of the fraction the table is missed by 1.9e-7
-    positive = [quantile(p) for p in numpy.linspace(0.5, outermost, 9)[1:]]
-    negative = [-quantile(p) for p in numpy.linspace(0.5, outermost, 8)[1:]]
-    levels = numpy.array(sorted([*negative, 0.0, *positive]))
+    positive = [quantile(p) for p in np.linspace(0.5, outermost, 9)[1:]]
+    negative = [-quantile(p) for p in np.linspace(0.5, outermost, 8)[1:]]
+    levels = np.array(sorted([*negative, 0.0, *positive]))
     return levels / levels.max()
 
 
@@ -269,6 +271,25 @@ class NF4Weight(FrozenWeight):
             return super().multiply(x, out)
         blocks = -(-self.size // self.block_size)
         return of(x).nf4_matvec(x, self.packed, self.scales(0, blocks), self.block_size, self.shape[0])
+
+    def like(self, array: Any, name: str = "") -> NF4Weight:
+        return self.quantize(array, self.block_size, self.double_quant, name)
+
+    def parts(self, name: str) -> dict[str, Any]:
+        """bitsandbytes 0.50's names and JSON (``QuantState.as_dict(packed=True)``)."""
+        about: dict[str, Any] = {
+            "quant_type": "nf4", "blocksize": self.block_size, "dtype": self.dtype.name, "shape": list(self.shape),
+        }  # fmt: skip
+        arrays = {name: self.packed.reshape(-1, 1), f"{name}.quant_map": np.asarray(NF4_LEVELS, np.float32)}
+        if self.double_quant:
+            codes, nested, offset = self.absmax
+            arrays |= {f"{name}.absmax": codes, f"{name}.nested_absmax": nested}
+            arrays[f"{name}.nested_quant_map"] = dynamic_map()
+            about |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(offset)}
+        else:
+            arrays[f"{name}.absmax"] = self.absmax
+        arrays[name + QUANT_STATE] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        return arrays
 
     def take(self, ids: Any) -> Any:
         flat = self.xp.asarray(ids).reshape(-1)

@@ -1,4 +1,4 @@
-"""What every stored weight can do: rows as floats, tiles, products; and the two operations on one."""
+"""What a layer can do with its weight, and how a weight that stores less than floats does it: tile by tile."""
 
 from __future__ import annotations
 
@@ -6,45 +6,18 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
-import numpy
 import numpy as np
 
-from tinyllm.backend.cpu.threads import cut, get_num_threads, share
 from tinyllm.backend.table import Backend, of
-from tinyllm.tensor import Tensor, op
-
-CHECKED = 1 << 20  # elements at a time
-
-
-def refuse_non_finite(array, name=None, because="a frozen weight must be finite"):
-    """Raise ValueError if `array` holds a NaN or an infinity: how many, where the first is, and what to do."""
-    if array.ndim > 1 and array.size > CHECKED:  # some rows at a time: a mask of a whole embedding would be 131 MB
-        rows = max(1, CHECKED * len(array) // array.size)
-        if all(of(array).xp.isfinite(array[i : i + rows]).all() for i in range(0, len(array), rows)):
-            return
-    finite = of(array).xp.isfinite(array).reshape(-1)
-    bad = finite.size - int(finite.sum())
-    if bad:
-        first = numpy.unravel_index(int(finite.argmin()), array.shape)
-        raise ValueError(
-            f"{_called(name)} has {bad} non-finite value{'s' * (bad > 1)}, the first at {[int(i) for i in first]} "
-            f"({because}); repair the checkpoint, or keep this weight in float32"
-        )
-
-
-def _called(name):
-    return f"the weight {name!r}" if name else "the array"
-
 
 TILE_BYTES = 4 << 20  # of each thread: rows enough even of wide matrices, since each product copies all of x first
-
 WORTH = 1 << 14  # weights from which on the tiles of a matrix are shared among threads
 
-CARD_TILE_BYTES = 256 << 20  # on a GPU a tile is most often the whole matrix, so that one product fills the card
 
+class Weight:
+    """What a layer can do with its weight, however it is kept: see `Dense`, `HalfWeight` and `NF4Weight`.
 
-class FrozenWeight:
-    """What a stored weight must offer; see `HalfWeight` and `NF4Weight`.
+    `stored` gives this face to a Parameter, too, so that every layer is written once.
 
     Attributes
     ----------
@@ -52,7 +25,7 @@ class FrozenWeight:
     dtype : numpy.dtype
         The dtype it computes in.
     storage : str
-        ``"float16"``, ``"bfloat16"`` or ``"nf4"``.
+        What it is kept as: a dtype's name, or ``"nf4"``.
     nbytes : int
         What it really occupies.
     """
@@ -62,17 +35,65 @@ class FrozenWeight:
     storage: str
     nbytes: int
     requires_grad = False
+    node = None  # no place in a graph: `op` drops the rule for it, and so a frozen weight costs nothing
 
     @property
     def size(self) -> int:
         return prod(self.shape)
 
-    def rows(self, start: int, stop: int, out: Any) -> Any:
-        """Rows start..stop as floats, (stop - start, columns), written into `out`."""
+    @property
+    def backend(self) -> Backend:
+        """That of the arrays it stores."""
+        raise NotImplementedError
+
+    @property
+    def xp(self) -> Any:
+        return self.backend.xp
+
+    def computing_in(self, dtype: np.dtype) -> Weight:
+        """This weight for an input of `dtype`."""
+        return self
+
+    def multiply(self, x: Any, out: Any = None) -> Any:
+        """x @ W.T, written into `out` if it is given; x (rows, in): (rows, out)."""
+        raise NotImplementedError
+
+    def multiply_back(self, g: Any) -> Any:
+        """g @ W; g (rows, out): (rows, in)."""
         raise NotImplementedError
 
     def take(self, ids: Any) -> Any:
         """Rows by index, for embeddings: (..., columns)."""
+        raise NotImplementedError
+
+    def tiles(self) -> Iterator[tuple[slice, Any]]:
+        """Pairs of a row range and its floats, (rows, in), valid until the next and never to be written to."""
+        raise NotImplementedError
+
+    def dense(self) -> Any:
+        """The whole weight as floats: for merging and for looking at it."""
+        raise NotImplementedError
+
+    def like(self, array: Any, name: str = "") -> Any:
+        """Another array, frozen and kept as this weight is; `name` is named in errors."""
+        raise NotImplementedError
+
+    def parts(self, name: str) -> dict[str, Any]:
+        """What a file holds of it, by name."""
+        return {name: self}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, storage={self.storage!r}, {self.nbytes:,} bytes)"
+
+
+class FrozenWeight(Weight):
+    """A weight that stores less than floats and never becomes a float matrix: products go tile by tile.
+
+    A rule names the *packed* weight and unpacks it again on the way back. That is what makes QLoRA smaller than LoRA.
+    """
+
+    def rows(self, start: int, stop: int, out: Any) -> Any:
+        """Rows start..stop as floats, (stop - start, columns), written into `out`."""
         raise NotImplementedError
 
     def move(self, to: Callable[[Any], Any]) -> FrozenWeight:
@@ -94,30 +115,15 @@ class FrozenWeight:
     def spans(self) -> list[slice]:
         """The row ranges of the tiles, evened out so that each thread has as many; the first is the longest."""
         n, columns = self.shape
-        step, on_card = self.step(), self.backend.on_card
-        most = (CARD_TILE_BYTES if on_card else TILE_BYTES) // (columns * self.dtype.itemsize)
-        count = -(-n // max(1, most))
-        if not on_card and self.size >= WORTH:
-            count = -(-count // get_num_threads()) * get_num_threads()
-        return cut(n, min(n, -(-n // (count * step)) * step))
+        even = self.size >= WORTH
+        return self.backend.pieces(n, columns * self.dtype.itemsize, TILE_BYTES, self.step(), even)
 
     def runs(self) -> list[list[slice]]:
         """The spans dealt out: one run of them for each thread."""
         spans = self.spans()
-        n = 1 if self.backend.on_card else get_num_threads()
-        return [spans[part] for part in cut(len(spans), -(-len(spans) // n))]
-
-    @property
-    def backend(self) -> Backend:
-        """That of the arrays it stores."""
-        raise NotImplementedError
-
-    @property
-    def xp(self) -> Any:
-        return self.backend.xp
+        return [spans[part] for part in self.backend.pieces(len(spans), even=True)]
 
     def multiply(self, x: Any, out: Any = None) -> Any:
-        """x @ W.T, tile by tile, written into `out` if it is given; x (rows, in): (rows, out)."""
         be = of(x)
         y = self.xp.empty((len(x), self.shape[0]), x.dtype) if out is None else out
 
@@ -125,11 +131,10 @@ class FrozenWeight:
             for part, w in self.tiles(run):
                 be.matmul(x, w.T, y[:, part])
 
-        share(work, self.runs())
+        be.share(work, self.runs())
         return y
 
     def multiply_back(self, g: Any) -> Any:
-        """g @ W, tile by tile; g (rows, out): (rows, in)."""
         be, runs = of(g), self.runs()
         sums: list[Any] = [None] * len(runs)  # each thread's own, added up in order
 
@@ -142,40 +147,11 @@ class FrozenWeight:
                     product = be.matmul(g[:, part], w, product)
                     sums[i] += product
 
-        share(work, range(len(runs)))
+        be.share(work, range(len(runs)))
         total = sums[0]
         for one in sums[1:]:
             total += one
         return total
 
     def dense(self) -> Any:
-        """The whole weight as floats: for merging and for looking at it."""
         return self.rows(0, self.shape[0], self.xp.empty(self.shape, self.dtype))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={self.shape}, storage={self.storage!r}, {self.nbytes:,} bytes)"
-
-
-def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, tile by tile; x (..., in), weight (out, in): (..., out).
-
-    The rule for x names the stored weight, so no float copy of a layer outlives a tile.
-    """
-    n_out, n_in = weight.shape
-    shape = x.shape
-    if shape[-1] != n_in:
-        raise ValueError(f"linear: the input has {shape[-1]} features, the weight {weight.shape} takes {n_in}")
-    rows = x.data.reshape(-1, n_in)
-    y = weight.multiply(rows)
-
-    y = y.reshape(*shape[:-1], n_out)
-    edges: list = [(x, lambda g: weight.multiply_back(g.reshape(-1, n_out)).reshape(shape))]
-    if bias is not None:
-        y += bias.data
-        edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
-    return op(y, *edges)
-
-
-def frozen_embedding(weight: FrozenWeight, ids: Any) -> Tensor:
-    """Rows of a stored weight; nothing in it trains."""
-    return Tensor(weight.take(ids))

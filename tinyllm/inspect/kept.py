@@ -199,6 +199,7 @@ def cells_of(rule: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _arrays_in(name: str, value: Any, functions: bool) -> Iterator[tuple[str, Any]]:
+    value = getattr(value, "array", value)  # the face of a weight on an array
     if isinstance(value, FrozenWeight):
         yield name, value
     elif is_array(value):

@@ -22,7 +22,7 @@ import numpy as np
 from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.table import of
-from tinyllm.frozen.weight import FrozenWeight, frozen_linear
+from tinyllm.frozen import FrozenWeight
 from tinyllm.lora.dora import norms_of, row_norms, tiles
 from tinyllm.nn import Dropout, Linear, Module
 from tinyllm.tensor import Parameter, Tensor
@@ -176,7 +176,7 @@ class LoRALinear(Module):
 
 
 def _linear(x: Tensor, weight: Any, bias: Parameter | None = None) -> Tensor:
-    return (frozen_linear if isinstance(weight, FrozenWeight) else F.linear)(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def _same(a: list, b: list) -> bool:

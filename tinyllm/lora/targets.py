@@ -5,7 +5,6 @@ Also which adapters and adapted layers a model has.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.lora.config import LoRAConfig, matches
 from tinyllm.lora.layer import LoRALinear
 from tinyllm.lora.saved import SavedModule
+from tinyllm.names import nearest
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
 
@@ -77,8 +77,7 @@ def resolve_targets(model: Module, target_modules: Any) -> list[str]:
         wanted = [f"{head}.{end}" if head else end for end in ends] or [target]
         hits = {name for name in names for w in wanted if name == w or name.endswith("." + w)}
         if not hits:
-            close = difflib.get_close_matches(tail, last, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = nearest(tail, last, "did you mean {!r}? ")
             raise ValueError(f"target module {target!r} matches nothing; {hint}there are: {', '.join(last)}")
         chosen |= hits
     return [name for name in names if name in chosen]

@@ -5,7 +5,6 @@ Shapes: batch, time, channel (the hidden size), heads, n (channels of a head).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
-from tinyllm.backend.cpu.threads import BLAS
 from tinyllm.backend.device import as_dtype, device, to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import store
@@ -23,6 +21,7 @@ from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.positions import check_ids, positions_and_starts, rope_frequencies, rope_tables
+from tinyllm.names import nearest
 from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from tinyllm.ops import split
 from tinyllm.tensor import Parameter, Tensor, checkpoint
@@ -242,16 +241,16 @@ class DecoderModel(Module):
             )
         positions, starts = positions_and_starts(ids.shape, past, segment_ids, attention_mask, cache, c.sliding_window)
         x = self.embed_tokens(ids)  # (batch, time, channel)
-        xp = of(x.data).xp
+        be = of(x.data)
         if starts is not None:
-            starts = xp.asarray(starts)
+            starts = be.xp.asarray(starts)
         rope = None
         if c.positions == "learned":
             x = x + self.embed_positions(positions)
         else:
-            rope = rope_tables(positions, rope_frequencies(c), np.float32 if self.half else self.dtype, xp)
+            rope = rope_tables(positions, rope_frequencies(c), np.float32 if self.half else self.dtype, be.xp)
         x = self.dropout(x)
-        with BLAS:  # as in `backward`: its threads would spin between the layers' products
+        with be.hold():
             for i, layer in enumerate(self.layers):
                 if self.checkpointing and cache is None:
                     x = checkpoint(lambda x, layer=layer, i=i: layer(x, rope, starts, None, i), x)
@@ -321,8 +320,7 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
     known = [field.name for field in fields(DecoderConfig)] + ["storage", "dtype", "seed", "init"]
     for name in config:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            hint = nearest(name, known, "did you mean {}?") or f"there are: {', '.join(known)}"
             raise TypeError(f"DecoderModel has no parameter {name!r}; {hint}")
 
 

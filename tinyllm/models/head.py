@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.cpu.threads import cut, share
 from tinyllm.backend.table import of
-from tinyllm.frozen.weight import TILE_BYTES, FrozenWeight
+from tinyllm.frozen import Weight, stored
+from tinyllm.frozen.weight import TILE_BYTES
 from tinyllm.functional import IGNORE, cross_entropy, live_targets
 from tinyllm.tensor import Tensor, checkpoint, op, wants_grad
 
@@ -27,13 +27,13 @@ def chunk_rows(rows: int, classes: int, itemsize: int) -> int:
     return -(-rows // chunks)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor | Weight, targets: Any) -> Tensor:
     """``cross_entropy(linear(x, weight), targets)`` in chunks of rows.
 
     Parameters
     ----------
     x : Tensor (..., n)
-    weight : Tensor or FrozenWeight (classes, n)
+    weight : Tensor or Weight (classes, n)
     targets : int array (...)
         -100 is ignored.
 
@@ -47,12 +47,10 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     classes = weight.shape[0]
     labels, live = live_targets(xp, targets, classes)
     rows = x.data.reshape(-1, n)
-    frozen = isinstance(weight, FrozenWeight)
-    stored: Any = weight.data if isinstance(weight, Tensor) else weight
-    trained = isinstance(weight, Tensor) and wants_grad(weight)
+    w, trained = stored(weight), wants_grad(weight)
     differentiate = wants_grad(x) or trained
     gx = xp.empty(rows.shape, rows.dtype) if differentiate else None
-    gw = xp.zeros(stored.shape, rows.dtype) if trained else None
+    gw = xp.zeros(w.shape, rows.dtype) if trained else None
     height = chunk_rows(len(rows), classes, rows.dtype.itemsize)
     buffer = xp.empty((height, classes), rows.dtype)  # the logits of one chunk after the other
     total: Any = 0.0
@@ -61,13 +59,10 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     for start in range(0, len(rows), height):
         x_part, label_part = rows[start : start + height], labels[start : start + height]
         logits = buffer[: len(x_part)]
-        if frozen:
-            stored.multiply(x_part, logits)
-        else:
-            be.matmul(x_part, stored.T, logits)
+        w.multiply(x_part, logits)
         total = total + _loss(be, logits, label_part, each if differentiate else None)
         if gx is not None:
-            gx[start : start + height] = stored.multiply_back(logits) if frozen else be.matmul(logits, stored)
+            gx[start : start + height] = w.multiply_back(logits)
         if gw is not None:
             _add_product(be, gw, logits, x_part)
 
@@ -76,10 +71,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
             return (made * (g / live)).astype(made.dtype)
         return xp.multiply(made, g, out=made)  # in place: a graph serves once
 
-    edges: list = [(x, lambda g: scaled(gx, g).reshape(shape))]
-    if isinstance(weight, Tensor):
-        edges.append((weight, lambda g: scaled(gw, g)))
-    return op(total / live, *edges)
+    return op(total / live, (x, lambda g: scaled(gx, g).reshape(shape)), (weight, lambda g: scaled(gw, g)))
 
 
 def _add_product(be: Any, gw: Any, logits: Any, x: Any) -> None:
@@ -89,13 +81,13 @@ def _add_product(be: Any, gw: Any, logits: Any, x: Any) -> None:
     def work(some: slice) -> None:
         gw[some] += be.matmul(logits[:, some].T, x)
 
-    share(work, cut(classes, classes if be.on_card else max(1, TILE_BYTES // (n * gw.dtype.itemsize))))
+    be.share(work, be.pieces(classes, n * gw.dtype.itemsize, TILE_BYTES))
 
 
 def _loss(be: Any, logits: Any, labels: Any, each: float | None) -> Any:
     """The sum of the losses of some rows; `each` is a row's share of the gradient, which takes the logits' place."""
     xp, (rows, classes) = be.xp, logits.shape
-    blocks = cut(rows, rows if be.on_card else max(1, BLOCK_BYTES // (classes * logits.dtype.itemsize)))
+    blocks = be.pieces(rows, classes * logits.dtype.itemsize, BLOCK_BYTES)
     sums: list[Any] = [0.0] * len(blocks)
 
     def work(i: int) -> None:
@@ -105,7 +97,7 @@ def _loss(be: Any, logits: Any, labels: Any, each: float | None) -> Any:
         if each is not None:
             be.cross_entropy_backward(xp.full(len(block), each, losses.dtype), block, wanted, lse, block)
 
-    share(work, range(len(blocks)))
+    be.share(work, range(len(blocks)))
     return sum(sums[1:], sums[0])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy
 
 from tinyllm.backend.cpu.threads import BLAS, at_a_piece, cut, deal, get_num_threads, share
+from tinyllm.backend.half import widen_bfloat16, widen_float16
 from tinyllm.backend.nf4 import NF4_PAIRS
 from tinyllm.backend.primitives import specification
 
@@ -226,3 +227,15 @@ def nf4_matvec(xp, x, packed, absmax, block_size, outputs):
 
     share(work, cut(outputs, max(1, 2 * PIECE // n // step) * step))
     return y
+
+
+@override
+def widen(xp, bits, storage, out=None, dtype=numpy.float32):
+    if (dtype if out is None else out.dtype) != numpy.float32:
+        return SPECIFICATION["widen"](xp, bits, storage, out, dtype)
+    out = xp.empty(bits.shape, dtype) if out is None else out
+    if storage == "float16":
+        widen_float16(bits, out)
+    else:
+        widen_bfloat16(bits, out)
+    return out

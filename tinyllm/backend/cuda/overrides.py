@@ -19,18 +19,13 @@ from tinyllm.backend.cuda.gemm import stacked_matmul
 from tinyllm.backend.cuda.kernels import kernel
 from tinyllm.backend.nf4 import NF4_LEVELS, NF4_MIDPOINTS
 from tinyllm.backend.primitives import specification
-from tinyllm.backend.table import BACKENDS, Backend
+from tinyllm.backend.table import BACKENDS
 
 FLOATS = ("float32", "float16", "bfloat16")
 SPECIFICATION = specification()
 OVERRIDES: dict[str, Callable] = {}
 QUERIES = 512  # of attention at once: more than on a CPU, where a tile has to stay in the cache
 int32, int64, float32 = np.int32, np.int64, np.float32
-
-
-def cuda_backend(cupy: Any) -> Backend:
-    """The backend over a CuPy that works."""
-    return Backend("cuda", cupy, {**SPECIFICATION, **OVERRIDES})
 
 
 def override(*swallowed: str) -> Callable:

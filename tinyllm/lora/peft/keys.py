@@ -12,18 +12,17 @@ The adapter's own name is not part of them.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyllm.formats.names import few
 from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.merge import stored_like
 from tinyllm.lora.targets import biased
 from tinyllm.models.families.family import Family, family_of
+from tinyllm.names import few, nearest
 from tinyllm.nn import Module
 
 PREFIX = "base_model.model."
@@ -151,8 +150,7 @@ def refuse_misfits(
     if missing:
         said.append(f"missing {few(missing, 3)}")
     if extra:
-        close = difflib.get_close_matches(extra[0], missing or wanted, n=1, cutoff=0.4)
-        said.append(f"left over {few(extra, 3)}" + (f" (did you mean {close[0]}?)" if close else ""))
+        said.append(f"left over {few(extra, 3)}{nearest(extra[0], missing or wanted, cutoff=0.4)}")
     said += (shaped + kinds)[:3]
     if said and guessed:
         said.append(f"adapter_config.json names no target_modules, which means {', '.join(guessed)} to PEFT")

@@ -5,7 +5,6 @@ Nothing is read before it is asked for, one weight at a time.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tinyllm.formats import gguf_file, json_file, safetensors_file
-from tinyllm.formats.names import few
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
@@ -23,6 +21,7 @@ from tinyllm.models.checkpoints.gguf import load_gguf, read_config
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES
+from tinyllm.names import few, nearest
 from tinyllm.nn import placeholder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -179,8 +178,7 @@ class ModelFolder:
             if missing:
                 said.append(f"missing {few(missing)}")
             if extra:
-                close = difflib.get_close_matches(extra[0], wanted, n=1)
-                said.append(f"left over {few(extra)}" + (f" (did you mean {close[0]}?)" if close else ""))
+                said.append(f"left over {few(extra)}{nearest(extra[0], wanted)}")
             raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
         return keys
 

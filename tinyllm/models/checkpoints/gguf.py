@@ -13,11 +13,11 @@ import numpy as np
 
 from tinyllm.formats import gguf_file
 from tinyllm.formats.gguf_file import Header
-from tinyllm.formats.names import few
 from tinyllm.models.config import DecoderConfig, RopeScaling
 from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.models.positions import rope_frequencies
+from tinyllm.names import few
 from tinyllm.nn import placeholder
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")  # also the names of their families
