@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> None:
         model = DecoderModel.from_pretrained(source)
         model.fill(lambda name, _: losses.quantize(name, model.get(name).data))
     else:
-        model = folder.build(lambda name, shape: losses.quantize(name, folder.read(name, shape)), "float32", np.float32)
+        model = folder.build(
+            DecoderModel, lambda name, shape: losses.quantize(name, folder.read(name, shape)), "float32", np.float32
+        )
     if not losses.count:
         raise ValueError(f"{args.model} has no weights to quantise: they are in four bits already")
     model.save_pretrained(out)

@@ -301,9 +301,9 @@ class DecoderModel(Module):
     @classmethod
     def from_pretrained(cls, name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
         """Read a model: a folder, a GGUF file or a name on the hub; see `models/checkpoints/folder.py`."""
-        from tinyllm.models.checkpoints.folder import load_pretrained  # it imports this module
+        from tinyllm.models.checkpoints.folder import load_pretrained  # only now: the book imports no files
 
-        return load_pretrained(name, storage, dtype)
+        return load_pretrained(cls, name, storage, dtype)
 
     def save_pretrained(self, folder: Any, max_shard_size: float = 5e9) -> None:
         """Write ``config.json`` and ``model.safetensors``; see `models/checkpoints/export.py`."""

@@ -15,7 +15,7 @@ from tinyllm.backend import random
 from tinyllm.backend.table import of
 from tinyllm.formats import json_file, safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
-from tinyllm.formats.state import unpack
+from tinyllm.formats.state import array_of, unpack
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.frozen.weight import FrozenWeight
@@ -74,7 +74,7 @@ def save_adapter(
     for (path, part), parameter in held(model, adapter_name).items():
         key = names.key(path, part, path in layers)
         array = names.turned(path, part, parameter.data)
-        arrays[key] = array if dtype is None else HalfWeight.quantize(array, dtype, key)
+        arrays[key] = array if dtype is None else array_of(HalfWeight.quantize(array, dtype, key))
     saved = [path for path, m in model.named_modules() if isinstance(m, SavedModule) and m.is_whole(adapter_name)]
     fields = write_fields(
         config,

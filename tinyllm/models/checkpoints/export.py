@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
@@ -20,9 +20,11 @@ from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.models.checkpoints.folder import INDEX, SINGLE
-from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES, Family, family_of
 from tinyllm.nn import Linear
+
+if TYPE_CHECKING:
+    from tinyllm.models.decoder import DecoderModel
 
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -117,8 +119,8 @@ def _write_weights(state: dict[str, Any], family: Family, stage: Path, limit: fl
         safetensors_file.write(stage / file, arrays)
         weight_map |= dict.fromkeys(arrays, file)
     if len(shards) > 1:
-        said = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_text(stage / INDEX, json.dumps(said, indent=2) + "\n")
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        write_text(stage / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _as_stored(weight: Any, transposed: bool, nf4: bool) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats import gguf_file, json_file, safetensors_file
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
 from tinyllm.frozen.half import HalfWeight
@@ -19,19 +20,25 @@ from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
 from tinyllm.models.config import DecoderConfig
-from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.names import few, nearest
 from tinyllm.nn import placeholder
 
+if TYPE_CHECKING:
+    from tinyllm.models.decoder import DecoderModel
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_pretrained(name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+def load_pretrained(
+    cls: type[DecoderModel], name: Any, storage: str | None = None, dtype: Any = np.float32
+) -> DecoderModel:
     """Read a model.
 
     Parameters
     ----------
+    cls : type
+        What to make: `DecoderModel`, which imports this module, and so hands itself down.
     name : str or Path
         A folder with ``config.json`` and ``model.safetensors``, or shards and ``model.safetensors.index.json``; a GGUF
         file; or the name of a model on the Hugging Face hub, ``owner/name`` (see `tinyllm.models.checkpoints.hub`).
@@ -57,17 +64,17 @@ def load_pretrained(name: Any, storage: str | None = None, dtype: Any = np.float
     """
     path = hub.find(name)
     if path.suffix == ".gguf" and not path.is_dir():
-        return load_gguf(path, storage, dtype)
+        return load_gguf(cls, path, storage, dtype)
     folder, storage = ModelFolder(path), storage or "float32"
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
         weight = folder.read(name, shape)
         if not isinstance(weight, HalfWeight):
             return weight
-        same = weight.storage == DecoderModel.storage_of(name, storage) and _is_finite(weight.bits)
+        same = weight.storage == cls.storage_of(name, storage) and _is_finite(weight.bits)
         return weight if same else weight.dense()
 
-    return folder.build(init, storage, dtype)
+    return folder.build(cls, init, storage, dtype)
 
 
 def load_config(name: Any) -> DecoderConfig:
@@ -115,8 +122,10 @@ class ModelFolder:
         self._keys: dict[str, str] = {}
         _refuse_other_quantisation(fields.get("quantization_config"), self._files)
 
-    def build(self, init: Callable[[str, tuple[int, ...]], Any], storage: str, dtype: Any) -> DecoderModel:
-        """A model in evaluation mode whose weights are ``init(name, shape)``, which may call `read`.
+    def build(
+        self, cls: type[DecoderModel], init: Callable[[str, tuple[int, ...]], Any], storage: str, dtype: Any
+    ) -> DecoderModel:
+        """A `cls` in evaluation mode whose weights are ``init(name, shape)``, which may call `read`.
 
         Raises
         ------
@@ -124,7 +133,7 @@ class ModelFolder:
             If keys are missing or left over, or the configuration's sizes do not fit together or go beyond any array.
         """
         self._refuse_sizes_beyond(DecoderConfig(**self.config))
-        model = DecoderModel(**self.config, storage=storage, dtype=dtype, init=lambda _, s: placeholder(s, dtype))
+        model = cls(**self.config, storage=storage, dtype=dtype, init=lambda _, s: placeholder(s, dtype))
         self._keys = self._match([name for name, _ in model.named_weights()])
         self._refuse_another_head()
         model.fill(init, storage, largest_first=True)
@@ -157,8 +166,8 @@ class ModelFolder:
         for part in [key, *(key + part for part in NF4_PARTS)]:
             if part in self._files:  # a weight's parts may stand in two shards
                 arrays |= safetensors_file.read(self._files[part], [part])[0]
-        if isinstance(arrays[key], HalfWeight) and len(arrays) == 1:
-            return arrays[key]
+        if arrays[key].dtype == BFLOAT16 and len(arrays) == 1:
+            return HalfWeight(arrays[key].view(np.uint16), "bfloat16")
         return unpack(arrays, {}, where=str(self._files[key]))[key]
 
     def _match(self, names: list[str]) -> dict[str, str]:
@@ -173,13 +182,10 @@ class ModelFolder:
         if self.config["tie_embeddings"]:
             known.add(self.family.hf_name("lm_head.weight"))
         extra = [key for key in self._files if key not in known and not key.endswith(self.family.buffers)]
-        if missing or extra:
-            said = []
-            if missing:
-                said.append(f"missing {few(missing)}")
-            if extra:
-                said.append(f"left over {few(extra)}{nearest(extra[0], wanted)}")
-            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
+        faults = [f"missing {few(missing)}"] if missing else []
+        faults += [f"left over {few(extra)}{nearest(extra[0], wanted)}"] if extra else []
+        if faults:
+            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(faults)}")
         return keys
 
     def _refuse_another_head(self) -> None:
@@ -241,9 +247,9 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _refuse_other_quantisation(said: Any, files: dict[str, Path]) -> None:
+def _refuse_other_quantisation(config: Any, files: dict[str, Path]) -> None:
     found = any(key.endswith(QUANT_STATE) for key in files)
-    if said and not (isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and found):
+    if config and not (isinstance(config, dict) and config.get("quant_method") == "bitsandbytes" and found):
         raise ValueError(
             "the model is quantised in a way not understood here (quantization_config); only bitsandbytes' NF4 is"
         )
