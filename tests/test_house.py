@@ -85,6 +85,12 @@ def chapters(docstring: str) -> list[str]:
     return re.findall(r"[\w/]+\.py\b", docstring)
 
 
+def drawn(readme: str) -> list[str]:
+    """What README's tree draws inside of `tinyllm/`."""
+    tree = readme.split("\ntinyllm/")[1].split("```")[0]
+    return sorted(name.rstrip("/") for name in re.findall(r"^  ([\w./]+)", tree, re.M))
+
+
 def arrows(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
     """File to the files that it imports, at any depth."""
     files = {}
@@ -279,6 +285,12 @@ def test_at_most_twenty_rooms():
 
 
 @law
+def test_the_readme_draws_every_room():
+    found = rooms(path.name for path in ROOT.iterdir())
+    assert drawn(source(ROOT.parent / "README.md")) == [name for name in found if name != "__init__.py"]
+
+
+@law
 def test_every_file_of_the_book_is_listed_once():
     listed = chapters(tinyllm.__doc__)
     assert sorted(listed) == sorted(BOOK)
@@ -377,6 +389,11 @@ def parsed(**files: str) -> dict[str, ast.Module]:
 
 def test_a_room_too_many_is_counted():
     assert len(rooms([*map(str, range(ROOMS)), "__pycache__", "another.py"])) == ROOMS + 1
+
+
+def test_a_room_that_is_not_drawn_is_noticed():
+    text = "x\n```text\ntinyllm/   the book\n  backend/   0  arrays\n  ops.py   2  more\ntests/   x\n```\n"
+    assert drawn(text) == ["backend", "ops.py"]
 
 
 def test_a_chapter_missing_or_twice_is_noticed():
