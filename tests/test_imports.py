@@ -92,7 +92,7 @@ def test_checkpoints_do_not_import_the_model_that_imports_them():
 def test_files_and_arrays_know_no_weights():
     """`state` alone brings the two together."""
     found = imported_by("formats/*.py")
-    assert {name.split(".")[1] for name in found.pop("tinyllm.formats.state") if "." in name} >= {"frozen", "tensor"}
+    assert {name.split(".")[1] for name in found.pop("tinyllm.formats.state") if "." in name} >= {"frozen"}
     assert {name.split(".")[1] for names in found.values() for name in names} <= {"backend", "formats", "names"}
 
 
