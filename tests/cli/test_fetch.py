@@ -129,8 +129,9 @@ def test_without_pip(pinned, capsys, monkeypatch):
 def test_the_originals_are_other_numbers(pinned, capsys, monkeypatch, tmp_path):
     asked = {}
 
-    def snapshot_download(name, allow_patterns, local_dir):
+    def snapshot_download(name, allow_patterns, ignore_patterns, local_dir):
         asked.update(name=name, local_dir=local_dir)
+        assert {"LICENSE*", "*.safetensors"} < set(allow_patterns) and "*/*" in ignore_patterns
         return "/a/folder"
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
@@ -145,7 +146,7 @@ def test_the_originals_are_other_numbers(pinned, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", offline)
     assert main(["fetch", "smollm2-135m", "--source", "hub"]) == 1
     said = capsys.readouterr().err
-    assert "no route" in said and said.count("\n") == 1
+    assert "no route" in said and "instead: tinyllm fetch smollm2-135m" in said and said.count("\n") == 1
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "smollm2-135m", "--source", "hub"]) == 1
     assert "pip install 'tinyllm-engine[hub]'" in capsys.readouterr().err

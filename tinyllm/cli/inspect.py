@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllm.cli.options import megabytes
-from tinyllm.formats import json_file, safetensors_file
-from tinyllm.frozen import stored
+from tinyllm.formats import json_file
+from tinyllm.formats.state import load
 from tinyllm.lora.config import LoRAConfig, by_pattern
 from tinyllm.lora.peft.adapter import CONFIG, WEIGHTS
 from tinyllm.lora.peft.keys import PREFIX
@@ -149,8 +149,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}); fetch or save the adapter again") from error
     if not isinstance(config, dict) or "r" not in config or "lora_alpha" not in config:
         raise ValueError(f"{folder / CONFIG} is not the configuration of a LoRA adapter: it lacks r or lora_alpha")
-    entries, _ = safetensors_file.read(folder / WEIGHTS)
-    arrays = {key: stored(entry).dense() for key, entry in entries.items()}
+    arrays = load(folder / WEIGHTS)
     if not any("lora_A" in key for key in arrays):
         raise ValueError(f"{folder / WEIGHTS} holds no lora_A; give the folder of a LoRA adapter")
     for key in arrays:

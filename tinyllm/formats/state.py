@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.double_quant import BLOCK_SIZE as SCALES_PER_BLOCK
 from tinyllm.backend.double_quant import dynamic_map
+from tinyllm.backend.half import BFLOAT16, from_bfloat16
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
 from tinyllm.frozen import stored
@@ -91,62 +91,66 @@ def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "th
     except ValueError:
         raise ValueError(f"{where} has damaged metadata; get or write it again") from None
     state: dict[str, Any] = {}
-    used: set[str] = set()
+    parts: set[str] = set()
     for key in arrays:
         if key.endswith(QUANT_STATE):
             name = key.removesuffix(QUANT_STATE)
-            state[name] = weight = _nf4_weight(name, arrays, where)
-            used |= weight.parts(name).keys()
+            state[name], used = _nf4_weight(name, arrays, where)
+            parts |= used
         elif ".quant_state.bitsandbytes__" in key:
             raise ValueError(f"{key} in {where} is quantised in a way not understood here; only NF4 is")
     for name, array in arrays.items():
-        if name in used:
+        if name in parts:
             continue
         if name in half:
-            state[name] = HalfWeight(_bits_of(array).view(np.uint16), stored(array).storage, half[name])
+            storage = "bfloat16" if array.dtype == BFLOAT16 else "float16"
+            state[name] = HalfWeight(array.view(np.uint16), storage, half[name])
         else:
-            state[name] = stored(array).dense()
+            state[name] = from_bfloat16(array.view(np.uint16)) if array.dtype == BFLOAT16 else array
     return {name: state[name] for name in arrays if name in state}
 
 
-def _bits_of(array: Any) -> np.ndarray:
-    """The array itself, or the patterns of a bfloat16 one."""
-    return getattr(array, "bits", array)
-
-
-def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> NF4Weight:
-    """The weight that bitsandbytes' arrays of this name make, each checked against what they say of it."""
+def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> tuple[NF4Weight, set[str]]:
+    """The weight, and the names of the arrays that made it."""
     try:
         about = json.loads(arrays[name + QUANT_STATE].tobytes())
-        sizes, maps = _described(about)
-        parts = {part: _bits_of(arrays[name + part]).reshape(-1) for part in (*sizes, *maps)}
-        parts[""] = parts[""].view(np.uint8)  # bitsandbytes' `quant_storage` makes another dtype of the same bytes
-        fits = about["quant_type"] == "nf4" and about["blocksize"] in BLOCK_SIZES
-        fits &= all((parts[part].dtype, parts[part].size) == of_part for part, of_part in sizes.items())
-        fits &= all(np.array_equal(parts[part], levels) for part, levels in maps.items())
-        scales: Any = parts[".absmax"]
-        if "nested_blocksize" in about:
-            fits &= about["nested_blocksize"] == SCALES_PER_BLOCK
-            scales = (scales, parts[".nested_absmax"], np.float32(about["nested_offset"]))
-        # The original's dtype; half precision computes in float32 here.
-        dtype = about["dtype"] if about.get("dtype") in ("float32", "float64") else "float32"
-        weight = NF4Weight(parts[""], scales, about["shape"], about["blocksize"], dtype)
-    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        parts = ["", QUANT_STATE, ".absmax", ".quant_map"]
+        parts += [".nested_absmax", ".nested_quant_map"] if "nested_blocksize" in about else []
+        flat = {part: arrays[name + part].reshape(-1) for part in parts}
+        # ``quant_storage`` in bitsandbytes' options makes another dtype of the same bytes.
+        packed, absmax = flat[""].view(np.uint8), flat[".absmax"]
+        fits = _fits(about, packed, flat)
+        if ".nested_absmax" in flat:
+            absmax = (absmax, flat[".nested_absmax"], np.float32(about["nested_offset"]))
+        shape, block_size, dtype = tuple(about["shape"]), about["blocksize"], about.get("dtype")
+    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise ValueError(
             f"the NF4 weight {name} in {where} is incomplete or damaged ({error}); get or write it again"
         ) from None
     if not fits:
         raise ValueError(f"the NF4 weight {name} in {where} does not fit its own description; get or write it again")
-    return weight
+    # The original's dtype; half precision computes in float32 here.
+    dtype = dtype if dtype in ("float32", "float64") else "float32"
+    return NF4Weight(packed, absmax, shape, block_size, dtype), {name + part for part in parts}
 
 
-def _described(about: dict[str, Any]) -> tuple[dict[str, tuple[Any, int]], dict[str, Any]]:
-    """Dtype and size of each array that a description asks for, and the levels of each map, by the end of its name."""
-    n, nested = prod(about["shape"]), "nested_blocksize" in about
+def _fits(about: dict[str, Any], packed: np.ndarray, flat: dict[str, Any]) -> bool:
+    """Whether arrays, flattened and by the ends of their names, are what an NF4 weight's description asks for."""
+    n, double = prod(about["shape"]), ".nested_absmax" in flat
     blocks = -(-n // about["blocksize"])
-    sizes = {"": (np.dtype(np.uint8), (n + 1) // 2), ".absmax": (np.dtype(np.uint8 if nested else np.float32), blocks)}
-    maps = {".quant_map": NF4_LEVELS}
-    if nested:
-        sizes[".nested_absmax"] = (np.dtype(np.float32), -(-blocks // SCALES_PER_BLOCK))
-        maps[".nested_quant_map"] = dynamic_map()
-    return sizes, maps
+    fits = [
+        about["quant_type"] == "nf4",
+        about["blocksize"] in BLOCK_SIZES,
+        packed.size == (n + 1) // 2,
+        flat[".absmax"].size == blocks,
+        flat[".absmax"].dtype == (np.uint8 if double else np.float32),
+        np.array_equal(flat[".quant_map"], NF4_LEVELS),
+    ]
+    if double:
+        fits += [
+            about["nested_blocksize"] == 256,
+            flat[".nested_absmax"].size == -(-blocks // 256),
+            flat[".nested_absmax"].dtype == np.float32,
+            np.array_equal(flat[".nested_quant_map"], dynamic_map()),
+        ]
+    return all(fits)

@@ -119,8 +119,8 @@ def _write_weights(state: dict[str, Any], family: Family, stage: Path, limit: fl
         safetensors_file.write(stage / file, arrays)
         weight_map |= dict.fromkeys(arrays, file)
     if len(shards) > 1:
-        said = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_text(stage / INDEX, json.dumps(said, indent=2) + "\n")
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        write_text(stage / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _as_stored(weight: Weight, transposed: bool, nf4: bool) -> Weight:
@@ -134,9 +134,9 @@ def _as_stored(weight: Weight, transposed: bool, nf4: bool) -> Weight:
 
 def _bytes(weight: Weight, nf4: bool) -> int:
     """How large `_as_stored` is."""
-    if nf4 and weight.storage != "nf4":
-        return weight.size * weight.dtype.itemsize
-    return sum(part.nbytes for part in weight.parts("").values())
+    if weight.storage == "nf4":
+        return sum(part.nbytes for part in weight.parts("").values())
+    return weight.size * weight.dtype.itemsize if nf4 else weight.nbytes
 
 
 def _exchange(stage: Path, folder: Path) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats import gguf_file, json_file, safetensors_file
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
-from tinyllm.frozen import Weight, stored
+from tinyllm.frozen import HalfWeight, Weight, stored
 from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
@@ -160,8 +161,8 @@ class ModelFolder:
         for part in [key, *(key + part for part in NF4_PARTS)]:
             if part in self._files:  # a weight's parts may stand in two shards
                 arrays |= safetensors_file.read(self._files[part], [part])[0]
-        if len(arrays) == 1:
-            return arrays[key]
+        if len(arrays) == 1 and arrays[key].dtype == BFLOAT16:
+            return HalfWeight(arrays[key].view(np.uint16), "bfloat16")
         return unpack(arrays, {}, where=str(self._files[key]))[key]
 
     def _match(self, names: list[str]) -> dict[str, str]:
@@ -176,13 +177,10 @@ class ModelFolder:
         if self.config["tie_embeddings"]:
             known.add(self.family.hf_name("lm_head.weight"))
         extra = [key for key in self._files if key not in known and not key.endswith(self.family.buffers)]
-        if missing or extra:
-            said = []
-            if missing:
-                said.append(f"missing {few(missing)}")
-            if extra:
-                said.append(f"left over {few(extra)}{nearest(extra[0], wanted)}")
-            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
+        faults = [f"missing {few(missing)}"] if missing else []
+        faults += [f"left over {few(extra)}{nearest(extra[0], wanted)}"] if extra else []
+        if faults:
+            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(faults)}")
         return keys
 
     def _refuse_another_head(self) -> None:
@@ -244,9 +242,9 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _refuse_other_quantisation(said: Any, files: dict[str, Path]) -> None:
+def _refuse_other_quantisation(config: Any, files: dict[str, Path]) -> None:
     found = any(key.endswith(QUANT_STATE) for key in files)
-    if said and not (isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and found):
+    if config and not (isinstance(config, dict) and config.get("quant_method") == "bitsandbytes" and found):
         raise ValueError(
             "the model is quantised in a way not understood here (quantization_config); only bitsandbytes' NF4 is"
         )
