@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from tinyllm.backend.cpu.blas import BLAS
 from tinyllm.backend.cpu.overrides import OVERRIDES
-from tinyllm.backend.cpu.threads import BLAS, cut, deal, share
+from tinyllm.backend.cpu.threads import cut, deal, share
 from tinyllm.backend.table import Backend
 
 
@@ -15,7 +16,7 @@ class CPU(Backend):
     """A backend whose work is shared among threads; see `threads.py`."""
 
     def pieces(self, n: int, each: int = 0, most: int = 0, unit: int = 1, even: bool = False) -> list[slice]:
-        longest = max(unit, (max(1, most // each) if each else n) // unit * unit)
+        longest = max(unit, (most // each if each else n) // unit * unit)
         return deal(n, unit, longest) if even else cut(n, longest)
 
     def share(self, work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
