@@ -91,16 +91,16 @@ def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "th
     except ValueError:
         raise ValueError(f"{where} has damaged metadata; get or write it again") from None
     state: dict[str, Any] = {}
-    used: set[str] = set()
+    parts: set[str] = set()
     for key in arrays:
         if key.endswith(QUANT_STATE):
             name = key.removesuffix(QUANT_STATE)
-            state[name], parts = _nf4_weight(name, arrays, where)
-            used |= parts
+            state[name], used = _nf4_weight(name, arrays, where)
+            parts |= used
         elif ".quant_state.bitsandbytes__" in key:
             raise ValueError(f"{key} in {where} is quantised in a way not understood here; only NF4 is")
     for name, array in arrays.items():
-        if name in used:
+        if name in parts:
             continue
         if name in half:
             storage = "bfloat16" if array.dtype == BFLOAT16 else "float16"

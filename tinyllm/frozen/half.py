@@ -59,6 +59,9 @@ class HalfWeight(FrozenWeight):
     def move(self, to: Callable[[Any], Any]) -> HalfWeight:
         return type(self)(to(self.bits), self.storage, self.dtype)
 
+    def parts(self, name: str) -> dict[str, Any]:  # on the host, since CuPy has no bfloat16 either
+        return {name: to_host(self.bits).view(BFLOAT16 if self.storage == "bfloat16" else np.float16)}
+
     def transposed(self) -> HalfWeight:
         return HalfWeight(self.bits.T, self.storage, self.dtype)
 
@@ -70,10 +73,6 @@ class HalfWeight(FrozenWeight):
 
     def like(self, array: Any, name: str = "") -> HalfWeight:
         return self.quantize(array, self.storage, name)
-
-    def parts(self, name: str) -> dict[str, Any]:
-        # On the host, since CuPy has no bfloat16 either.
-        return {name: to_host(self.bits).view(BFLOAT16 if self.storage == "bfloat16" else np.float16)}
 
     def rows(self, start: int, stop: int, out: Any) -> Any:
         return self._widen(self.bits[start:stop], out)

@@ -92,8 +92,8 @@ class Weight:
         raise NotImplementedError
 
     def parts(self, name: str) -> dict[str, Any]:
-        """What a file holds of it, by name."""
-        return {name: self}
+        """The arrays that a file holds of it, by name."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, storage={self.storage!r}, {self.nbytes:,} bytes)"

@@ -134,9 +134,9 @@ def _as_stored(weight: Weight, transposed: bool, nf4: bool) -> Weight:
 
 def _bytes(weight: Weight, nf4: bool) -> int:
     """How large `_as_stored` is."""
-    if nf4 and weight.storage != "nf4":
-        return weight.size * weight.dtype.itemsize
-    return sum(part.nbytes for part in weight.parts("").values())
+    if weight.storage == "nf4":
+        return sum(part.nbytes for part in weight.parts("").values())
+    return weight.size * weight.dtype.itemsize if nf4 else weight.nbytes
 
 
 def _exchange(stage: Path, folder: Path) -> None:

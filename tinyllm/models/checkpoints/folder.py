@@ -161,7 +161,7 @@ class ModelFolder:
         for part in [key, *(key + part for part in NF4_PARTS)]:
             if part in self._files:  # a weight's parts may stand in two shards
                 arrays |= safetensors_file.read(self._files[part], [part])[0]
-        if arrays[key].dtype == BFLOAT16 and len(arrays) == 1:
+        if len(arrays) == 1 and arrays[key].dtype == BFLOAT16:
             return HalfWeight(arrays[key].view(np.uint16), "bfloat16")
         return unpack(arrays, {}, where=str(self._files[key]))[key]
 
