@@ -17,6 +17,7 @@ ROOT = Path(tinyllm.__file__).parent
 ORDER = [
     ["assets"],
     ["backend"],
+    ["autograd"],
     ["tensor"],
     ["ops"],
     ["functional"],

@@ -4,8 +4,8 @@ The book, to be read in this order (a test holds that every file of it stands he
 
  0  backend     backend/table.py, backend/primitives.py, backend/random.py, backend/nf4.py, backend/double_quant.py,
                 backend/torch_sum.py, backend/half.py, backend/device.py
- 1  autograd    tensor.py
- 2  operations  ops.py
+ 1  autograd    autograd.py, tensor.py
+ 2  operations  ops/arithmetic.py, ops/shapes.py, ops/reductions.py, ops/products.py
  3  frozen      frozen/weight.py, frozen/half.py, frozen/nf4.py
  4  functions   functional.py
  5  layers      nn.py

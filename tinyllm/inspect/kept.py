@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.autograd import _topological
 from tinyllm.frozen.weight import FrozenWeight
-from tinyllm.tensor import Tensor, _topological
+from tinyllm.tensor import Tensor
 
 
 @dataclass(frozen=True)

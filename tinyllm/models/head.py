@@ -45,7 +45,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | FrozenWeight, targets: Any)
     be, shape = of(x.data), x.shape
     xp, n = be.xp, shape[-1]
     classes = weight.shape[0]
-    labels, live = live_targets(xp, targets, classes)
+    labels, live = live_targets(xp, targets, (*shape[:-1], classes))
     rows = x.data.reshape(-1, n)
     frozen = isinstance(weight, FrozenWeight)
     stored: Any = weight.data if isinstance(weight, Tensor) else weight
@@ -128,7 +128,7 @@ def chunked_cross_entropy(x: Tensor, head: Callable[[Tensor], Tensor], targets: 
     Tensor ()
         The mean loss over the live targets.
     """
-    labels, live = live_targets(np, targets, classes)  # cut and counted on the host
+    labels, live = live_targets(np, targets, (*x.shape[:-1], classes))  # cut and counted on the host
     rows = x.reshape(-1, x.shape[-1])
     height = chunk_rows(len(labels), classes, rows.dtype.itemsize)
     losses = []
