@@ -125,15 +125,16 @@ def _fitted(part: Any, into: Any, operation: str) -> Any:
 
     Any other shape or dtype than the input's, and what is no array, is an error that names the operation.
     """
+    error: type[Exception] = TypeError
     if hasattr(part, "__array_function__") or isinstance(part, np.generic):
         if part.shape != into.shape and _stretches(into.shape, part.shape):
             part = unbroadcast(part, into.shape)
-        half = {part.dtype.itemsize, into.dtype.itemsize} == {2, 4} and part.dtype.kind not in "iu"
-        if half:
+        if {part.dtype.itemsize, into.dtype.itemsize} == {2, 4} and part.dtype.kind not in "iu":
             part = part.astype(into.dtype)
         if part.shape == into.shape and part.dtype == into.dtype:
             return part
-    raise (ValueError if getattr(part, "dtype", None) == into.dtype else TypeError)(
+        error = ValueError if part.dtype == into.dtype else TypeError
+    raise error(
         f"{operation} made {_described(part)} as the gradient of an input of shape {into.shape} and dtype "
         f"{into.dtype.name}; it must be an array of that shape and dtype"
     )
