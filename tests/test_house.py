@@ -358,20 +358,11 @@ def test_no_file_says_what_to_read_next():
 def test_files_that_are_named_are_there():
     top = ROOT.parent
     pages = [top / "README.md", top / "CONTRIBUTING.md", *(top / "docs").glob("*.md")]
-    texts = [
-        *pages,
-        *(p for folder in ("tinyllm", "tests", "benchmarks", "tools") for p in (top / folder).rglob("*.py")),
-    ]
-    folders = [
-        top,
-        ROOT,
-        ROOT / "models",
-        top / "docs",
-        top / "benchmarks",
-        ROOT / "backend" / "cuda" / "kernels",
-        top / "tests",
-    ]
-    found = {str(p): missing_files(source(p), [*folders, p.parent]) for p in texts if p.name != Path(__file__).name}
+    code = [p for folder in ("tinyllm", "tests", "benchmarks", "tools") for p in (top / folder).rglob("*.py")]
+    texts = [p for p in pages + code if p.name != Path(__file__).name]
+    inside = ["", "tinyllm", "tinyllm/backend", "tinyllm/backend/cuda/kernels", "tinyllm/models", "docs", "tests"]
+    folders = [top / folder for folder in [*inside, "benchmarks"]]
+    found = {str(p): missing_files(source(p), [*folders, p.parent]) for p in texts}
     assert not {path: names for path, names in found.items() if names}
 
 
