@@ -97,7 +97,7 @@ def refuse(fields: dict[str, Any], where: Path) -> None:
             raise ValueError(f"{where} has {field}={fields[field]!r}{otherwise}")
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in fields.get(field) or {}:
-            _checked(pattern, field, where)
+            _required_pattern(pattern, field, where)
 
 
 def _is_number(value: Any) -> bool:
@@ -142,7 +142,8 @@ CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )  # fmt: skip
 
 
-def _checked(pattern: str, field: str, where: Path) -> str:
+def _required_pattern(pattern: str, field: str, where: Path) -> str:
+    """The pattern, if it is one."""
     try:
         matches(pattern, "")
     except ValueError as error:
@@ -185,22 +186,26 @@ def targets_of(
     if isinstance(targets, str) and targets.lower() == "all-linear":
         chosen = list(all_linear)
     elif isinstance(targets, str):
-        chosen = [path for path in linears if matches(_checked(targets, "target_modules", where), path, whole=True)]
+        chosen = [
+            path for path in linears if matches(_required_pattern(targets, "target_modules", where), path, whole=True)
+        ]
     elif _are_strings(targets):
-        chosen = [path for path in linears if _named(path, targets)]
+        chosen = [path for path in linears if _is_named(path, targets)]
     else:
         raise ValueError(f"{where} has target_modules {targets!r}; a string or a list of strings is needed")
     left_out = fields.get("exclude_modules") or []
     if isinstance(left_out, str):
-        chosen = [p for p in chosen if not matches(_checked(left_out, "exclude_modules", where), p, whole=True)]
+        chosen = [
+            p for p in chosen if not matches(_required_pattern(left_out, "exclude_modules", where), p, whole=True)
+        ]
     else:
-        chosen = [path for path in chosen if not _named(path, left_out)]
+        chosen = [path for path in chosen if not _is_named(path, left_out)]
     whole = fields.get("modules_to_save") or []
     chosen = [path for path in chosen if not any(f".{name}." in f".{path}." for name in whole)]
     return chosen if isinstance(targets, str) else _in_layers(chosen, fields, where)
 
 
-def _named(path: str, names: Sequence[str]) -> bool:
+def _is_named(path: str, names: Sequence[str]) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
@@ -216,7 +221,7 @@ def _in_layers(paths: list[str], fields: dict[str, Any], where: Path) -> list[st
             f"{where} has layers_to_transform={wanted!r} and layers_pattern={before!r}; numbers are needed"
         )
     for pattern in before:
-        _checked(pattern, "layers_pattern", where)
+        _required_pattern(pattern, "layers_pattern", where)
     starts = [rf"(?:^|.*?\.)(?:{pattern})\.(\d+)\." for pattern in before] or [r".*?\.[^.]*\.(\d+)\."]
     found = {path: next(filter(None, (re.match(start, path) for start in starts)), None) for path in paths}
     return [path for path, match in found.items() if match and int(match[1]) in wanted]
