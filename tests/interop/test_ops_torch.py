@@ -46,7 +46,8 @@ def both(name, f, *inputs):
 SHAPES = [(), (1,), (3,), (2, 3), (2, 1, 3), (0,), (2, 0)]
 UNARY = {
     "neg": (ops.neg, torch.neg, normal), "abs": (ops.abs, torch.abs, normal),
-    "square": (ops.square, torch.square, normal), "sqrt": (ops.sqrt, torch.sqrt, positive), "exp": (ops.exp, torch.exp, normal),
+    "square": (ops.square, torch.square, normal), "sqrt": (ops.sqrt, torch.sqrt, positive),
+    "exp": (ops.exp, torch.exp, normal),
     "expm1": (ops.expm1, torch.expm1, normal), "log": (ops.log, torch.log, positive),
     "log1p": (ops.log1p, torch.log1p, positive), "sin": (ops.sin, torch.sin, normal),
     "cos": (ops.cos, torch.cos, normal), "tanh": (ops.tanh, torch.tanh, normal),
