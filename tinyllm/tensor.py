@@ -5,8 +5,7 @@
         return op(x * y, (a, lambda g: g * y), (b, lambda g: g * x))
 
 `op` keeps a rule only if recording is on and that input needs a gradient. So what a rule *names* is what is kept for
-backward, and a frozen weight costs nothing. What a rule returns is summed to the input's shape where the operation had
-broadcast it, so rules need not think of that.
+backward, and a frozen weight costs nothing. Where an operation broadcast an input, the walk sums what its rule returns.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tinyllm.autograd import UNUSED, Node, walk
 from tinyllm.backend import random
 from tinyllm.backend.table import of
 
-if TYPE_CHECKING:  # the operators and methods stand in the next chapter, which gives them to Tensor
+if TYPE_CHECKING:  # the operators stand in the next chapter, which gives them to Tensor
     from tinyllm.ops import Operators
 else:
     Operators = object
@@ -93,20 +92,6 @@ class Tensor(Operators):
         """The one number in this tensor, as a Python number."""
         return self.data.item()
 
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __bool__(self) -> bool:
-        if self.size != 1:
-            raise ValueError(f"{self.size} numbers are neither true nor false; ask .numpy().all() or .numpy().any()")
-        return bool(self.item())
-
-    def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec else str(self)
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
@@ -134,9 +119,8 @@ class Tensor(Operators):
 
     def __repr__(self) -> str:
         body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", threshold=20, precision=4)
-        return f"{type(self).__name__}({body}, shape={self.shape}, dtype={self.dtype.name}" + (
-            ", requires_grad=True)" if self.requires_grad else ")"
-        )
+        trains = ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({body}, shape={self.shape}, dtype={self.dtype.name}{trains})"
 
 
 def _array(data: Any) -> Any:
@@ -193,8 +177,7 @@ def op(value: Any, *edges: tuple[Any, Callable]) -> Tensor:
 
     Parameters
     ----------
-    value : array
-        Already computed.
+    value : array, already computed
     *edges : (Tensor, rule) or (tuple of several Tensors, rule)
         ``rule(g)`` maps the gradient of the result (an array like `value`) to the gradient of that input, in the
         input's shape or in one it was broadcast to. A rule over several inputs is called as ``rule(g, needs)`` with
@@ -225,8 +208,7 @@ def op(value: Any, *edges: tuple[Any, Callable]) -> Tensor:
 
 
 def wants_grad(*tensors: Any) -> bool:
-    """Whether an operation on these tensors would be recorded. For the one operation (the fused head) that computes
-    its gradient in the forward pass."""
+    """Whether an operation on these would be recorded; for the fused head, which computes its gradient forward."""
     return _mode.get() is RECORD and any(t.node is not None for t in tensors)
 
 

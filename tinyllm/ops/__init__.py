@@ -104,6 +104,25 @@ class Operators:
 
     __hash__ = object.__hash__  # as a key, a tensor is itself, whatever its numbers
 
+    def __float__(self: Any) -> float:
+        return float(self.item())
+
+    def __int__(self: Any) -> int:
+        return int(self.item())
+
+    def __bool__(self: Any) -> bool:
+        if self.size != 1:
+            raise ValueError(f"{self.size} numbers are neither true nor false; ask .numpy().all() or .numpy().any()")
+        return bool(self.item())
+
+    def __format__(self: Any, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    @property
+    def T(self: Any) -> Tensor:
+        """The axes reversed."""
+        return transpose(self)
+
     abs, square, sqrt, exp, expm1 = arithmetic.abs, arithmetic.square, arithmetic.sqrt, arithmetic.exp, arithmetic.expm1
     log, log1p, sin, cos, tanh = arithmetic.log, arithmetic.log1p, arithmetic.sin, arithmetic.cos, arithmetic.tanh
     sigmoid, clip, astype = arithmetic.sigmoid, arithmetic.clip, arithmetic.astype
@@ -111,7 +130,6 @@ class Operators:
     prod, max, min, cumsum = reductions.prod, reductions.max, reductions.min, reductions.cumsum
     reshape, transpose, swapaxes, flip = shapes.reshape, shapes.transpose, shapes.swapaxes, shapes.flip
     squeeze, expand_dims = shapes.squeeze, shapes.expand_dims
-    T = property(shapes.transpose)
 
 
 for name, thing in vars(Operators).items():  # tensor.py comes first, so the operators are put into it here
