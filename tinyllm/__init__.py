@@ -10,8 +10,8 @@ The book, to be read in this order (a test holds that every file of it stands he
  4  functions   functional.py
  5  layers      nn.py
  6  decoder     models/config.py, models/positions.py, models/cache.py, models/head.py, models/decoder.py
- 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/targets.py, lora/verbs.py,
-                lora/merge.py
+ 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/adapted.py, lora/targets.py,
+                lora/heads.py, lora/biases.py, lora/verbs.py, lora/merge.py
  8  QLoRA       qlora.py
  9  AdamW       optim.py
 10  training    data/examples.py, data/batches.py, train/loop.py

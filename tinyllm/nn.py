@@ -6,7 +6,7 @@ A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ class Module:
     """
 
     training = True
+    # What a layer says of itself, so that nobody guesses it from a name.
+    is_head = False  # turns channels into the vocabulary's logits
+    adapted: Any = None  # of a whole model: which adapters it has (`lora/adapted.py`)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
@@ -42,11 +45,24 @@ class Module:
             if isinstance(value, Module):
                 yield name, value
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, with their paths."""
+    def attributes(self) -> Iterable[tuple[str, Any]]:
+        """Pairs of name and value, among which weights and modules are looked for."""
+        return vars(self).items()
+
+    def named_modules(self, prefix: str = "", wrapped: bool = True) -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with their paths; without `wrapped` a wrapper stands for all that it holds."""
         yield prefix, self
-        for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+        if wrapped or self.inner() is self:
+            for name, child in self.children():
+                yield from child.named_modules(f"{prefix}.{name}" if prefix else name, wrapped)
+
+    def inner(self) -> Module:
+        """The layer that a wrapper stands before, as an adapter does; of any other module itself."""
+        return self
+
+    def chosen(self) -> Module:
+        """The module whose weights count now, where a wrapper has several; of any other module itself."""
+        return self
 
     def named_weights(self) -> Iterator[tuple[str, Weight]]:
         """Every weight with its path, stored ones too; a tied weight once, under its first name."""
@@ -189,7 +205,7 @@ def _differences(missing: list[str], unexpected: list[str], own: dict) -> str:
 
 def _attributes(module: Module) -> Iterator[tuple[str, Any]]:
     """Attributes with lists and dicts opened: ``layers.0``, ``lora_A.default``."""
-    for name, value in vars(module).items():
+    for name, value in module.attributes():
         if isinstance(value, list | tuple):
             yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
         elif isinstance(value, dict):

@@ -8,8 +8,8 @@ from typing import Any
 
 from tinyllm.cli.options import add_base_storage, add_model, load_base, model_folder
 from tinyllm.generate import stream
+from tinyllm.lora.merge import merge_lora
 from tinyllm.lora.peft.adapter import load_adapter
-from tinyllm.lora.verbs import merge_lora
 from tinyllm.models.checkpoints.generation import recommended
 
 

@@ -24,8 +24,9 @@ from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.lora.adapted import lora_layers
+from tinyllm.lora.merge import merge_lora
 from tinyllm.lora.peft.adapter import load_adapter
-from tinyllm.lora.verbs import lora_layers, merge_lora
 from tinyllm.models import DecoderModel
 from tinyllm.tensor import Parameter, no_grad
 from tinyllm.train.loop import evaluate
@@ -72,8 +73,8 @@ def run(args: argparse.Namespace) -> None:
     load_adapter(model, args.adapter)
     model.eval()
     loader = held_out(args.data, tokenizer, model)
-    layers = [(path, layer.lora_A[name].shape[0]) for path, layer in lora_layers(model) for name in layer.adapting()]
-    stored = [layer.base_layer.weight for _, layer in lora_layers(model) if layer.adapting()]
+    layers = [(path, adapter.lora_A.shape[0]) for path, layer in lora_layers(model) for adapter in layer.adding()]
+    stored = [layer.base_layer.weight for _, layer in lora_layers(model) if layer.adding()]
     logits, loss = measure(model, tokenizer, loader)
     if args.base == "requantized" and not any(isinstance(weight, NF4Weight) for weight in stored):
         raise ValueError(

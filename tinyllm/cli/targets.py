@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllm.cli.options import EMBEDDED, model_folder
-from tinyllm.lora.targets import is_tied, linear_names, resolve_targets
+from tinyllm.lora.heads import is_tied
+from tinyllm.lora.targets import linear_names, resolve_targets
 from tinyllm.models import DecoderModel
 
 

@@ -173,6 +173,7 @@ class DecoderModel(Module):
         self.layers = [Block(c, dtype) for _ in range(c.num_layers)]
         self.norm = make_norm(c, dtype)
         self.lm_head = Linear(c.hidden_size, c.vocab_size, False, dtype, init=False)
+        self.lm_head.is_head = True
         if c.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.checkpointing = False  # recompute each block in backward instead of keeping its activations
@@ -293,7 +294,7 @@ class DecoderModel(Module):
         if tuple(targets.shape) != tuple(np.shape(ids)):
             raise ValueError(f"ids have shape {np.shape(ids)} and targets {tuple(targets.shape)}; they must be alike")
         x = self.hidden(ids, segment_ids, attention_mask)
-        head = getattr(self.lm_head, "chosen", lambda: self.lm_head)()  # of modules_to_save
+        head = self.lm_head.chosen()
         if isinstance(head, Linear) and head.bias is None:
             return linear_cross_entropy(x, head.weight, targets)
         return chunked_cross_entropy(x, head, targets, self.config.vocab_size)  # an adapted head
