@@ -188,6 +188,20 @@ class LoRALinear(Module):
         own = vars(self.adapters[name])
         return {called: own[part] for part, called in PARTS.items() if own.get(part) is not None}
 
+    def tree(self) -> list[str]:
+        """One line: the base's weight, each adapter with its rank and scale, and the state."""
+        base, kind = self.base_layer.extra_repr(), type(self).__name__
+        adapters = "".join(f"; {name}: {_described(adapter)}" for name, adapter in self.adapters.items())
+        state = f"active {', '.join(self.active) or 'none'}" if self.enabled else "disabled"
+        return [f"{kind}({base}{adapters}; {state}{', merged' if self.merged else ''})"]
+
     def attributes(self) -> Iterable[tuple[str, Any]]:
         # Weights are called as in PEFT, lora_A.default; adapters.default.lora_A would be the same once more.
         return [*((part, getattr(self, part)) for part in PARTS), *super().attributes()]
+
+
+def _described(adapter: Adapter | TrainedBias) -> str:
+    words = [f"rank {len(adapter.lora_A)}, scale {adapter.scale:g}"] if isinstance(adapter, Adapter) else []
+    words += [type(adapter).__name__] if type(adapter) not in (Adapter, TrainedBias) else []
+    words += ["bias"] if adapter.trained_bias is not None else []
+    return ", ".join([*words, "trains" if any(p.requires_grad for p in adapter.parameters()) else "frozen"])

@@ -48,6 +48,9 @@ class SavedModule(Module):
         shared = {id(weight) for _, weight in self.original.named_weights()}
         return {part: p for part, p in self.copies[name].named_parameters() if id(p) not in shared}
 
+    def extra_repr(self) -> str:
+        return f"active {', '.join(self.active) or 'none'}" if self.enabled else "disabled"
+
     @property
     def weight(self) -> Any:
         return self.chosen().weight  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Layers: a Module owns parameters and other modules, found by walking its attributes.
+"""A Module owns weights and other modules, found by walking its attributes.
 
 A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the path of attributes
 (``layers.0.self_attn.q_proj.weight``), as in PyTorch.
@@ -7,19 +7,41 @@ A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from tinyllm import functional as F
-from tinyllm.backend import random
 from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
-from tinyllm.frozen import FrozenWeight
+from tinyllm.frozen import FrozenWeight, stored
 from tinyllm.names import few, nearest
-from tinyllm.tensor import Parameter, Tensor
+from tinyllm.nn.tree import described, lines_of, storage_of
+from tinyllm.tensor import Parameter
 
 Weight = Parameter | FrozenWeight
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class _Callable(Protocol[P, R]):
+    """For the type checker: a module takes and gives what its own ``forward`` does."""
+
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight stands: its path, and the layer and attribute that hold it (``weight``, ``lora_A.default``)."""
+
+    path: str
+    layer: Module
+    attribute: str
+
+    @property
+    def weight(self) -> Weight:
+        return self.layer.get(self.attribute)
 
 
 class Module:
@@ -30,14 +52,31 @@ class Module:
 
     training = True
     # What a layer says of itself, so that nobody guesses it from a name.
+    fewest = "float32"  # the storage of the fewest bits that its `weight` bears
+    stays_float = False  # float32 also in a model that computes in half precision
     is_head = False  # turns channels into the vocabulary's logits
+    residual = False  # what it gives is added to what came in
     adapted: Any = None  # of a whole model: which adapters it has (`lora/adapted.py`)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: _Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+
+    def extra_repr(self) -> str:
+        """What stands in this module's brackets: its own weights, their shapes, what keeps them, what trains."""
+        weights = [(name, w) for name, w in _attributes(self) if isinstance(w, Weight)]
+        return ", ".join(
+            f"{name} {w.shape} {storage_of(w)} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
+        )
+
+    def tree(self) -> list[str]:
+        """This module and what it is made of, a line each and indented; repeated blocks are shown once."""
+        return lines_of(self)
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Pairs of name and module, one level down."""
@@ -64,14 +103,20 @@ class Module:
         """The module whose weights count now, where a wrapper has several; of any other module itself."""
         return self
 
-    def named_weights(self) -> Iterator[tuple[str, Weight]]:
-        """Every weight with its path, stored ones too; a tied weight once, under its first name."""
-        seen: set[int] = set()
+    def places(self) -> list[list[Place]]:
+        """All places of each weight, stored ones too, found in one walk: a tied weight has several."""
+        found: dict[int, list[Place]] = {}
         for path, module in self.named_modules():
             for name, value in _attributes(module):
-                if isinstance(value, Parameter | FrozenWeight) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield f"{path}.{name}" if path else name, value
+                if isinstance(value, Weight):
+                    place = Place(f"{path}.{name}" if path else name, module, name)
+                    found.setdefault(id(value), []).append(place)
+        return list(found.values())
+
+    def named_weights(self) -> Iterator[tuple[str, Weight]]:
+        """Every weight with its path, stored ones too; a tied weight once, under its first name."""
+        for first, *_ in self.places():
+            yield first.path, first.weight
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Parameters with their paths, tied ones once. Stored weights are not parameters: they cannot train."""
@@ -109,34 +154,34 @@ class Module:
         """Evaluation mode: dropout is off."""
         return self.train(False)
 
-    def set_weight(self, path: str, weight: Weight) -> None:
-        """Put `weight` where `path` points, wherever it is tied to."""
-        old = self.get(path)
-        for _, module in self.named_modules():
-            for name, value in _attributes(module):
-                if value is old:
-                    _assign(module, name, weight)
-
     def get(self, path: str) -> Any:
         """The module or weight at a dotted path."""
         found: Any = self
-        for part in path.split("."):
+        for part in path.split(".") if path else ():
             if isinstance(found, list | tuple):
                 found = found[int(part)]
             else:
                 found = found[part] if isinstance(found, dict) else getattr(found, part)
         return found
 
-    def replace(self, path: str, module: Module) -> None:
-        """Put another module where `path` points."""
+    def replace(self, path: str, thing: Module | Weight) -> None:
+        """Put another module or weight where `path` points, and only there."""
         parent, _, name = path.rpartition(".")
-        holder = self.get(parent) if parent else self
+        holder = self.get(parent)
         if isinstance(holder, list):
-            holder[int(name)] = module
+            holder[int(name)] = thing
         elif isinstance(holder, dict):
-            holder[name] = module
+            holder[name] = thing
         else:
-            setattr(holder, name, module)
+            setattr(holder, name, thing)
+
+    def set_weight(self, path: str, weight: Weight) -> None:
+        """Put `weight` where `path` points, wherever it is tied to."""
+        old = self.get(path)
+        for places in self.places():
+            if places[0].weight is old:
+                return put(places, weight)
+        raise KeyError(f"{path} is no weight of this model")
 
     def state_dict(self) -> dict[str, Weight]:
         """Every weight by name; what `tinyllm.save` writes."""
@@ -162,7 +207,7 @@ class Module:
         ValueError
             If a shape differs, or floats meet a stored weight. Nothing is changed then.
         """
-        own = self.state_dict()
+        own = {places[0].path: places for places in self.places()}
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
         matched = [name for name in own if name in state]
@@ -171,27 +216,35 @@ class Module:
         if not matched:
             raise KeyError(f"nothing in the state matches this model: {_differences(missing, unexpected, own)}")
         for name in matched:
-            if tuple(state[name].shape) != tuple(own[name].shape):
-                raise ValueError(
-                    f"{name} has shape {tuple(own[name].shape)}, but the state's has {tuple(state[name].shape)}"
-                )
-            weight = own[name]
-            if isinstance(weight, FrozenWeight) and not isinstance(state[name], FrozenWeight):
-                raise ValueError(
-                    f"{name} is stored as {weight.storage}, and the state holds floats; "
-                    "build the model without storage="
-                )
+            _refuse_misfit(name, own[name][0].weight, state[name])
         for name in matched:
-            self._put(name, own[name], state[name])
+            _load(own[name], state[name])
         return missing, unexpected
 
-    def _put(self, name: str, old: Weight, new: Any) -> None:
-        if isinstance(new, FrozenWeight):
-            self.set_weight(name, new.move(to_device))
-        elif isinstance(old, Parameter):
-            array = new.data if isinstance(new, Tensor) else new
-            xp = of(old.data).xp
-            old.data = xp.array(xp.asarray(array), dtype=old.dtype)  # a copy: the state stays the caller's
+
+def put(places: list[Place], weight: Weight) -> None:
+    """Put a weight into each of these places."""
+    for place in places:
+        place.layer.replace(place.attribute, weight)
+
+
+def _load(places: list[Place], new: Any) -> None:
+    """Another stored weight takes the old one's places; floats are copied into it, so that the state stays as it is."""
+    old = places[0].weight
+    if isinstance(new, FrozenWeight):
+        put(places, new.move(to_device))
+    elif isinstance(old, Parameter):
+        xp = of(old.data).xp
+        old.data = xp.array(xp.asarray(stored(new).dense()), dtype=old.dtype)
+
+
+def _refuse_misfit(name: str, own: Weight, new: Any) -> None:
+    if tuple(new.shape) != tuple(own.shape):
+        raise ValueError(f"{name} has shape {tuple(own.shape)}, but the state's has {tuple(new.shape)}")
+    if stored(own).frozen and not stored(new).frozen:
+        raise ValueError(
+            f"{name} is stored as {stored(own).storage}, and the state holds floats; build the model without storage="
+        )
 
 
 def _differences(missing: list[str], unexpected: list[str], own: dict) -> str:
@@ -214,94 +267,11 @@ def _attributes(module: Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _assign(module: Module, name: str, value: Any) -> None:
-    head, _, key = name.partition(".")
-    if not key:
-        setattr(module, head, value)
-    elif isinstance(getattr(module, head), dict):
-        getattr(module, head)[key] = value
-    else:
-        getattr(module, head)[int(key)] = value
-
-
 def placeholder(shape: tuple[int, ...], dtype: Any) -> Parameter:
     """A parameter with a shape and no memory: every element is the same zero. To be filled before use."""
     return Parameter(np.broadcast_to(np.zeros((), dtype), shape))
 
 
-class Linear(Module):
-    """y = x W^T + b.
-
-    Parameters
-    ----------
-    in_features, out_features : int
-    bias : bool
-    dtype : dtype
-    init : bool
-        Draw W from U(-1/sqrt(in), 1/sqrt(in)) as PyTorch does; otherwise leave a placeholder to be filled.
-
-    Attributes
-    ----------
-    weight : Parameter or FrozenWeight (out_features, in_features)
-    bias : Parameter (out_features,) or None
-    """
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, dtype: Any = np.float32, init: bool = True
-    ):
-        self.in_features, self.out_features = in_features, out_features
-        self.weight: Weight = placeholder((out_features, in_features), dtype)
-        if init:
-            bound = in_features**-0.5
-            drawn = random.default.uniform((out_features, in_features), -bound, bound, dtype)
-            self.weight = Parameter(to_device(drawn))
-        self.bias = Parameter(to_device(np.zeros(out_features, dtype))) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class Embedding(Module):
-    """Rows of a table by integer id; normal with standard deviation 0.02 unless `init` is off."""
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, dtype: Any = np.float32, init: bool = True):
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight: Weight = placeholder((num_embeddings, embedding_dim), dtype)
-        if init:
-            self.weight = Parameter(to_device(random.default.normal((num_embeddings, embedding_dim), 0.02, dtype)))
-
-    def forward(self, ids: Any) -> Tensor:
-        return F.embedding(self.weight, ids)
-
-
-class RMSNorm(Module):
-    """x / sqrt(mean(x^2) + eps) * weight."""
-
-    def __init__(self, size: int, eps: float = 1e-6, dtype: Any = np.float32):
-        self.weight, self.eps = Parameter(to_device(np.ones(size, dtype))), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight, self.eps)
-
-
-class LayerNorm(Module):
-    """(x - mean) / sqrt(variance + eps) * weight + bias."""
-
-    def __init__(self, size: int, eps: float = 1e-5, dtype: Any = np.float32):
-        self.weight, self.bias = Parameter(to_device(np.ones(size, dtype))), Parameter(to_device(np.zeros(size, dtype)))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight, self.bias, self.eps)
-
-
-class Dropout(Module):
-    """Zeroes elements with probability `p` in training mode."""
-
-    def __init__(self, p: float):
-        if not 0 <= p < 1:
-            raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.training)
+def has_memory(parameter: Parameter) -> bool:
+    """Whether this is no `placeholder`."""
+    return any(parameter.data.strides)
