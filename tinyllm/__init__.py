@@ -11,8 +11,8 @@ The book, to be read in this order (a test holds that every file of it stands he
  5  layers      nn/tree.py, nn/module.py, nn/layers.py
  6  decoder     models/config.py, models/cache.py, models/positions.py, models/head.py, models/build.py,
                 models/decoder.py
- 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/targets.py, lora/merge.py,
-                lora/verbs.py
+ 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/adapted.py, lora/targets.py,
+                lora/heads.py, lora/biases.py, lora/verbs.py, lora/merge.py
  8  QLoRA       qlora.py
  9  AdamW       optim.py
 10  training    data/examples.py, data/batches.py, train/loss_scale.py, train/loop.py

@@ -9,6 +9,7 @@ from typing import Any
 
 from tinyllm.backend.device import read
 from tinyllm.backend.table import of
+from tinyllm.lora.layer import Adapter
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter, Tensor
 
@@ -233,9 +234,10 @@ def parameter_groups(
 
     LoRA+ (Hayou et al. 2024, arXiv 2402.12354) trains B `loraplus_ratio` times as fast as A.
     """
+    faster = {id(module.lora_B) for _, module in model.named_modules() if isinstance(module, Adapter)}
     groups: dict[tuple[float, float], list[Parameter]] = {}
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if p.requires_grad:
-            rate = lr * loraplus_ratio if ".lora_B." in name else lr
+            rate = lr * loraplus_ratio if id(p) in faster else lr
             groups.setdefault((rate, weight_decay if p.ndim >= 2 else 0.0), []).append(p)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]

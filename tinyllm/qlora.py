@@ -1,6 +1,6 @@
 """QLoRA: the frozen base in four bits, adapters in float beside it (Dettmers et al. 2023, arXiv 2305.14314).
 
-Everything LoRA can do (merge, unmerge, enable, disable, several adapters) serves here too: see `lora/`.
+Everything LoRA can do (merge, unmerge, enable, disable, several adapters) serves here too: see `lora/verbs.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from typing import Any
 
 from tinyllm.frozen.finite import refuse_non_finite
 from tinyllm.frozen.nf4 import NF4Weight, check_block_size, dequantize_nf4, quantize_nf4
-from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.targets import linear_names
-from tinyllm.lora.verbs import apply_lora, check_adapter, get_lora_parameters
+from tinyllm.lora.verbs import check_adapter, get_lora_parameters, place_adapter
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
 
@@ -32,10 +31,8 @@ def quantize_base(model: Module, block_size: int = 64, double_quant: bool = True
     check_block_size(block_size)
     layers = {}
     for path in linear_names(model):
-        layer = model.get(path)
-        layer = getattr(layer, "base_layer", layer)
-        kept = path.endswith("lm_head") or any(path == s or path.startswith(f"{s}.") for s in skip)
-        if kept:
+        layer = model.get(path).inner()
+        if layer.is_head or any(path == s or path.startswith(f"{s}.") for s in skip):
             continue
         if isinstance(layer.weight, NF4Weight):
             if (layer.weight.block_size, layer.weight.double_quant) != (block_size, double_quant):
@@ -44,7 +41,7 @@ def quantize_base(model: Module, block_size: int = 64, double_quant: bool = True
                     f"double_quant={layer.weight.double_quant}; pass these, or begin with a model in float32"
                 )
             continue
-        if isinstance(layer.weight, FrozenWeight):
+        if not isinstance(layer.weight, Parameter):
             raise ValueError(
                 f"{path} is stored as {layer.weight.storage}; build the model with storage='nf4' or 'float32'"
             )
@@ -84,11 +81,11 @@ def apply_qlora(
     Module
         The same model.
     """
-    wanted = {key: value for key, value in options.items() if value and key not in ("adapter_name", "verbose")}
-    config = LoRAConfig(rank, alpha, dropout, target_modules, **wanted)
-    _, saved = check_adapter(model, config, options.get("adapter_name", "default"))  # before anything is quantised
+    name, verbose = options.pop("adapter_name", "default"), options.pop("verbose", True)
+    config = LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules, **options)
+    targets, saved = check_adapter(model, config, name)  # before anything is quantised
     quantize_base(model, block_size, double_quant, skip=saved)
-    return apply_lora(model, rank, alpha, dropout, target_modules, **options)
+    return place_adapter(model, config, name, targets, saved, verbose)
 
 
 def get_qlora_parameters(model: Module) -> list[Parameter]:

@@ -9,7 +9,7 @@ T = torch.nn.functional
 from torch_decoder import SHAPES, torch_decoder  # noqa: E402
 
 import tinyllm  # noqa: E402
-from tinyllm.lora import LoRALinear  # noqa: E402
+from tinyllm.lora import Adapter, LoRALinear  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
 from tinyllm.nn import Linear  # noqa: E402
 
@@ -65,7 +65,7 @@ def test_lora_layer_equals_pefts(use_rslora):
     wrapped = peft.get_peft_model(theirs, config, autocast_adapter_dtype=False).double()
     layer = wrapped.base_model.model[0]
     ours = LoRALinear(Linear(12, 20, dtype=np.float64))
-    ours.add_adapter("default", 4, 10 / (2 if use_rslora else 4), 0.0)
+    ours.adapters["default"] = Adapter(ours.base_layer, 4, 10 / (2 if use_rslora else 4))
     ours.active = ("default",)
     a, b = rng.standard_normal((4, 12)), rng.standard_normal((20, 4))
     ours.base_layer.weight.data = layer.base_layer.weight.detach().numpy()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tinyllm.backend import random
 from tinyllm.formats import safetensors_file
 from tinyllm.lora import apply_lora, disable_lora, merge_lora, set_adapter, unmerge_lora
-from tinyllm.lora.peft.adapter import held, load_adapter, save_adapter, trained_over
+from tinyllm.lora.peft.adapter import load_adapter, parts_of, save_adapter, trained_over
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
 from tinyllm.qlora import apply_qlora, quantize_base
@@ -167,8 +167,8 @@ def test_adapters_written_in_half_precision(tmp_path, dtype):
     assert sizes[0] < 0.7 * sizes[1]
     back = load_adapter(llama(), tmp_path).eval()
     eps = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
-    for (path, part), p in held(model, "default").items():
-        half = held(back, "default")[path, part]
+    for (path, part), p in parts_of(model, "default").items():
+        half = parts_of(back, "default")[path, part]
         assert (
             half.dtype == np.float32 and (np.abs(half.data - p.data) <= eps * np.abs(p.data) + 2.0**-25).all()
         )  # subnormal

@@ -13,6 +13,7 @@ from tinyllm import functional as F
 from tinyllm import lora
 from tinyllm.backend.random import manual_seed
 from tinyllm.lora import (
+    Adapter,
     LoRAConfig,
     LoRALinear,
     SavedModule,
@@ -72,7 +73,7 @@ def train_once(model):
 def test_fault_4_a_is_uniform_with_the_bound_of_its_input(n_in, rank):
     manual_seed(n_in)
     layer = LoRALinear(Linear(n_in, 3, init=False))
-    layer.add_adapter("x", rank, 1.0, 0.0)
+    layer.adapters["x"] = Adapter(layer.base_layer, rank, 1.0)
     a, bound = layer.lora_A["x"].data, 1 / math.sqrt(n_in)
     assert a.shape == (rank, n_in) and layer.lora_B["x"].shape == (3, rank)
     assert np.abs(a).max() <= np.float32(bound) and not layer.lora_B["x"].data.any()
@@ -90,7 +91,7 @@ def test_a_fresh_adapter_changes_no_bit():
 def test_an_adapted_layer_follows_its_formula(rank, alpha, rslora, seed):
     rng = np.random.default_rng(seed)
     layer = LoRALinear(Linear(6, 5, dtype=np.float64))
-    layer.add_adapter("x", rank, LoRAConfig(rank, alpha, use_rslora=rslora).scale_of("q"), 0.0)
+    layer.adapters["x"] = Adapter(layer.base_layer, rank, LoRAConfig(rank, alpha, use_rslora=rslora).scale_of("q"))
     layer.active = ("x",)
     a, b = rng.standard_normal((rank, 6)), rng.standard_normal((5, rank))
     layer.lora_A["x"].data, layer.lora_B["x"].data = a, b
@@ -133,7 +134,7 @@ def test_rank_and_alpha_patterns():
     for path, layer in lora_layers(model):
         rank = 2 if path.endswith("up_proj") else 3 if path == "layers.1.self_attn.out_proj" else 4
         assert layer.lora_A["default"].shape[0] == layer.lora_B["default"].shape[1] == rank, path
-        assert layer.scale["default"] == (5.0 if path.endswith("up_proj") else 8 / rank)
+        assert layer.adapters["default"].scale == (5.0 if path.endswith("up_proj") else 8 / rank)
 
 
 # --- what is frozen, what trains
@@ -442,7 +443,7 @@ def test_a_saved_head_is_no_target_of_a_second_adapter():
 
 def test_dropout_is_on_the_adapter_path_alone():
     layer = LoRALinear(Linear(6, 5, dtype=np.float64))
-    layer.add_adapter("x", 2, 1.0, 0.5)
+    layer.adapters["x"] = Adapter(layer.base_layer, 2, 1.0, 0.5)
     layer.active = ("x",)
     x = Tensor(np.ones((200, 6)))
     assert np.array_equal(layer(x).data, layer.base_layer(x).data)  # B is 0: the base path has no dropout

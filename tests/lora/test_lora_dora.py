@@ -21,7 +21,7 @@ from tinyllm.lora import (
     merge_lora,
     unmerge_lora,
 )
-from tinyllm.lora.dora import row_norms, tiles
+from tinyllm.lora.dora import DoRA, row_norms
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
 from tinyllm.nn import Linear
@@ -53,7 +53,7 @@ def layer_of(storage="float64", n_in=7, n_out=5, rank=2, seed=0, bias=True, drop
     w = rng.standard_normal((n_out, n_in)).astype(dtype)
     base.weight = Parameter(w, False) if storage.startswith("float64") else store(w, storage, block_size=32)
     layer = LoRALinear(base)
-    layer.add_adapter("a", rank, 1.5, dropout, dora=True)
+    layer.adapters["a"] = DoRA(base, rank, 1.5, dropout)
     layer.active = ("a",)
     for p in layer.parts("a").values():
         p.data = p.data + rng.standard_normal(p.shape).astype(dtype)
@@ -119,7 +119,7 @@ def test_gradients_take_the_norm_for_a_constant_and_nothing_else(storage, dropou
     manual_seed(5)
     found = gradients(layer, x, g)
     manual_seed(5)
-    keep = layer.lora_dropout["a"](Tensor(np.ones_like(x))).data
+    keep = layer.adapters["a"].dropout(Tensor(np.ones_like(x))).data
     n = np.linalg.norm(w + s * b @ a, axis=1)  # the constant
 
     def at(a=a, b=b, m=m, x=x):
@@ -177,7 +177,7 @@ def test_of_several_each_adds_its_own_difference():
     x, w = np.random.default_rng(0).standard_normal((3, 32)), layer.base_layer.weight.data
     total, sets = w.copy(), {}
     for name in layer.active:
-        v = layer.scale[name] * layer.lora_B[name].data @ layer.lora_A[name].data + w
+        v = layer.adapters[name].scale * layer.lora_B[name].data @ layer.lora_A[name].data + w
         if name in layer.magnitude:
             v = v * (layer.magnitude[name].data / np.linalg.norm(v, axis=1))[:, None]
         sets[name] = v - w
@@ -228,7 +228,7 @@ def test_no_float_copy_of_a_stored_weight_outlives_a_tile(monkeypatch):
     monkeypatch.setattr(NF4Weight, "dense", lambda self: pytest.fail("a whole weight was made"))
     w = NF4Weight.quantize(np.random.default_rng(0).standard_normal((640, 64)).astype(np.float32))
     a, b = np.ones((2, 64), np.float32), np.ones((640, 2), np.float32)
-    shapes = {tile.shape for _, tile in tiles(w)}
+    shapes = {tile.shape for _, tile in w.tiles()}
     assert shapes == {(64, 64)} and row_norms(w, a, b, 0.5).shape == (640,)
 
 

@@ -10,7 +10,7 @@ from tinyllm.cli import main
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
-from tinyllm.lora import apply_lora, get_lora_parameters, merge_lora, untie_head
+from tinyllm.lora import apply_lora, get_lora_parameters, lora_layers, merge_lora, untie_head
 from tinyllm.lora.peft.adapter import load_adapter, save_adapter
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
@@ -64,7 +64,7 @@ def test_only_the_dequantised_base_changes_rounding_alone(dora):
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
 def test_a_half_precision_base(storage):
     model = learned(apply_lora(model_of(storage), 4, 8.0, verbose=False), steps=3)
-    sums = {path: layer.merged_weight().copy() for path, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    sums = {path: layer.merged_weight().copy() for path, layer in lora_layers(model)}
     merge_lora(model, keep_base=False, base="requantized")
     for path, total in sums.items():
         weight = model.get(path).weight

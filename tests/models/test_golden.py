@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tinyllm
-from tinyllm.lora import LoRAConfig, LoRALinear
+from tinyllm.lora import Adapter, LoRAConfig, LoRALinear
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Linear
 
@@ -77,7 +77,7 @@ def test_lora_layer_equals_pefts(case):
     settings = json.loads(golden["settings"].item())
     config = LoRAConfig(settings["r"], settings["lora_alpha"], use_rslora=settings["use_rslora"])
     layer = LoRALinear(Linear(*golden["weight"].shape[::-1], dtype=np.float64))
-    layer.add_adapter("default", config.rank_of("0"), config.scale_of("0"), config.dropout)
+    layer.adapters["default"] = Adapter(layer.base_layer, config.rank_of("0"), config.scale_of("0"), config.dropout)
     layer.active = ("default",)
     a, b = layer.lora_A["default"], layer.lora_B["default"]
     layer.base_layer.weight.data, layer.base_layer.bias.data = golden["weight"], golden["bias"]

@@ -11,8 +11,8 @@ from typing import Any
 from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, model_folder
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.generate import stream
+from tinyllm.lora.merge import merge_lora
 from tinyllm.lora.peft.adapter import load_adapter
-from tinyllm.lora.verbs import merge_lora
 from tinyllm.models.checkpoints.generation import recommended
 
 

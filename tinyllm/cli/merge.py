@@ -22,8 +22,9 @@ from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.frozen import Weight, stored
+from tinyllm.lora.adapted import lora_layers
+from tinyllm.lora.merge import merge_lora
 from tinyllm.lora.peft.adapter import load_adapter
-from tinyllm.lora.verbs import lora_layers, merge_lora
 from tinyllm.models import DecoderModel
 from tinyllm.tensor import Parameter, no_grad
 from tinyllm.train.loop import evaluate
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 def updates_of(model: DecoderModel) -> tuple[str, str]:
     """How many updates of which rank there are, and the names of their layers."""
-    updates = [(path, layer.lora_A[name].shape[0]) for path, layer in lora_layers(model) for name in layer.adapting()]
+    updates = [(path, adapter.lora_A.shape[0]) for path, layer in lora_layers(model) for adapter in layer.adding()]
     ranks = ", ".join(str(rank) for rank in sorted({rank for _, rank in updates}))
     names = ", ".join(sorted({path.rpartition(".")[2] for path, _ in updates}))
     return f"{len(updates)} updates of rank {ranks}", names
@@ -104,7 +105,7 @@ def updates_of(model: DecoderModel) -> tuple[str, str]:
 
 def adapted_weights(model: DecoderModel) -> list[Weight]:
     """The weights that the updates are added to."""
-    return [stored(layer.base_layer.weight) for _, layer in lora_layers(model) if layer.adapting()]
+    return [stored(layer.base_layer.weight) for _, layer in lora_layers(model) if layer.adding()]
 
 
 def is_in_four_bits(model: DecoderModel) -> bool:

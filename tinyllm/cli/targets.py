@@ -13,7 +13,8 @@ from rich.table import Table
 
 from tinyllm.cli.options import EMBEDDED, add_fields, model_folder
 from tinyllm.lora.config import LoRAConfig
-from tinyllm.lora.targets import is_tied, linear_names, resolve_targets
+from tinyllm.lora.heads import is_tied
+from tinyllm.lora.targets import linear_names, resolve_targets
 from tinyllm.models import DecoderModel
 
 

@@ -3,11 +3,14 @@
 `layer.py` has the formula, `verbs.py` what one does with it. PEFT's files are in `peft/`.
 """
 
+from tinyllm.lora.adapted import adapted_layers, adapter_configs, lora_layers
 from tinyllm.lora.config import LoRAConfig
-from tinyllm.lora.layer import LoRALinear
-from tinyllm.lora.merge import merge_lora, unmerge_lora, untie_head
+from tinyllm.lora.dora import DoRA
+from tinyllm.lora.heads import untie_head
+from tinyllm.lora.layer import Adapter, LoRALinear
+from tinyllm.lora.merge import merge_lora, unmerge_lora
 from tinyllm.lora.saved import SavedModule
-from tinyllm.lora.targets import adapted_layers, adapter_configs, linear_names, lora_layers
+from tinyllm.lora.targets import linear_names
 from tinyllm.lora.verbs import (
     add_adapter,
     apply_lora,
@@ -20,6 +23,8 @@ from tinyllm.lora.verbs import (
 )
 
 __all__ = [
+    "Adapter",
+    "DoRA",
     "LoRAConfig",
     "LoRALinear",
     "SavedModule",

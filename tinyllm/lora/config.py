@@ -31,6 +31,7 @@ class LoRAConfig:
         if self.bias not in BIASES:
             raise ValueError(f"bias must be one of {', '.join(BIASES)}, not {self.bias!r}")
         self.modules_to_save = tuple(self.modules_to_save or ())
+        self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
         if not isinstance(self.rank, int | np.integer) or self.rank < 1:
             raise ValueError(f"rank must be a whole number of at least 1, not {self.rank!r}")
         if not 0 <= self.dropout < 1:

@@ -14,21 +14,46 @@ The paper's m stands for columns of its transposed W: the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
+from tinyllm import functional as F
 from tinyllm.backend.table import of
-from tinyllm.frozen.weight import TILE_BYTES, FrozenWeight
+from tinyllm.frozen import Weight, stored
+from tinyllm.lora.layer import Adapter, lora_fold, lora_update
+from tinyllm.nn import Linear
+from tinyllm.tensor import Parameter, Tensor
 
 
-def tiles(weight: Any) -> Iterator[tuple[slice, Any]]:
-    """Pairs of a row range and its floats, of a stored weight or of an array; never to be written to."""
-    if isinstance(weight, FrozenWeight):
-        yield from weight.tiles()
-        return
-    height = max(1, TILE_BYTES // (weight.shape[1] * weight.dtype.itemsize))
-    for start in range(0, weight.shape[0], height):
-        yield (part := slice(start, min(start + height, weight.shape[0]))), weight[part]
+class DoRA(Adapter):
+    """LoRA with a trained length for each row of W + scale * B A.
+
+    Attributes
+    ----------
+    magnitude : Parameter (out,)
+        m; at first the lengths of W's rows.
+    """
+
+    def __init__(self, layer: Linear, rank: int, scale: float, dropout: float = 0.0):
+        super().__init__(layer, rank, scale, dropout)
+        self.magnitude = Parameter(row_norms(stored(layer.weight), self.lora_A.data, self.lora_B.data, scale))
+
+    def forward(self, x: Tensor, y: Any = None, layer: Any = None) -> Tensor:
+        """What is added to y = W x + bias: (m/|V| - 1) W x + m/|V| scale B A x, so that each adapter adds its own."""
+        weight, bias = layer.base_layer.weight, layer.chosen_bias()
+        norms = row_norms(stored(weight), self.lora_A.data, self.lora_B.data, self.scale)
+        length = self.magnitude / Tensor(norms)  # m/|V| (out,)
+        dropped = self.dropout(x)
+        # PEFT's rule: with dropout the update replaces W of the dropped input, and W x itself stays whole.
+        if dropped is not x:
+            wx = F.linear(dropped, weight)
+        else:
+            wx = y if bias is None else y - bias
+        longer = (length - 1).astype(wx.dtype)  # W x may be in half precision
+        return wx * longer + lora_update(dropped, self.lora_A, self.lora_B * length.reshape(-1, 1), self.scale)
+
+    def fold(self, folded: Any, w: Any, rows: slice) -> Any:
+        v = lora_fold(w, self.lora_A.data, self.lora_B.data[rows], self.scale)
+        return folded + (v * (self.magnitude.data[rows] / norms_of(v))[:, None] - w)
 
 
 def norms_of(v: Any) -> Any:
@@ -38,12 +63,12 @@ def norms_of(v: Any) -> Any:
     return xp.where(n == 0, n.dtype.type(1), n)
 
 
-def row_norms(weight: Any, a: Any, b: Any, scale: float) -> Any:
+def row_norms(weight: Weight, a: Any, b: Any, scale: float) -> Any:
     """The row norms of W + scale * B A, tile by tile: no float copy of a stored weight outlives a tile.
 
     Parameters
     ----------
-    weight : FrozenWeight or array (out, in)
+    weight : Weight (out, in)
     a, b : array (r, in), (out, r)
     scale : float
 
@@ -51,4 +76,4 @@ def row_norms(weight: Any, a: Any, b: Any, scale: float) -> Any:
     -------
     array (out,)
     """
-    return of(a).xp.concatenate([norms_of(w + scale * (b[part] @ a)) for part, w in tiles(weight)])
+    return of(a).xp.concatenate([norms_of(lora_fold(w, a, b[rows], scale)) for rows, w in weight.tiles()])

@@ -6,17 +6,15 @@ rounded to four bits again, it answers otherwise than it was trained to; `tinyll
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import NF4Weight
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.frozen import Dense, Weight, stored
+from tinyllm.lora.adapted import adapted_layers, adapter_configs, lora_layers, remembered, saved_modules
+from tinyllm.lora.heads import is_tied
 from tinyllm.lora.layer import LoRALinear
-from tinyllm.lora.saved import SavedModule
-from tinyllm.lora.targets import adapted_layers, adapter_configs, is_tied
-from tinyllm.nn import Module
+from tinyllm.lora.targets import is_head
+from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter, Tensor
 
 
@@ -54,7 +52,7 @@ def merge_lora(model: Module, keep_base: bool = True, base: Any = "dequantized",
         If the head is tied to the embedding and adapted, and `untie` is False; or `base` is none of these, lacks a
         weight or has one of another shape, or "requantized" meets a base in float. Nothing is changed then.
     """
-    if getattr(model, "merged_for_good", False):
+    if remembered(model).merged_for_good:
         return model
     layers = adapted_layers(model)
     if not keep_base:
@@ -64,94 +62,80 @@ def merge_lora(model: Module, keep_base: bool = True, base: Any = "dequantized",
         return model
     if base != "dequantized":
         raise ValueError("base= is for keep_base=False: what is merged for use beside its base is always in float")
-    for layer in layers:
-        if isinstance(layer, LoRALinear):
-            layer.merged, layer._folded = True, None  # an optimiser may have changed the arrays in place
-            if layer.adapting():
-                layer.merged_weight()
-    return model
-
-
-def _merge_for_good(model: Module, base: Any, untie: bool) -> None:
-    changed = [path for path, m in model.named_modules() if isinstance(m, LoRALinear) and m.adapting()]
-    whole = [
-        path
-        for path, m in model.named_modules()
-        if isinstance(m, SavedModule) and any(m.is_whole(name) for name in m.active)
-    ]
-    for path in [*changed, *whole]:
-        if path.endswith("lm_head") and is_tied(model, path) and not untie:
-            raise ValueError(
-                f"the adapter changes {path}, which is tied to the embedding, so that merging would need a head of its "
-                "own; say untie=True (--untie) to give it one: the model then holds one matrix more"
-            )
-    for path in changed:
-        _check(base, path, model.get(path))
-    if base == "requantized" and not any(isinstance(model.get(p).base_layer.weight, FrozenWeight) for p in changed):
-        raise ValueError("base='requantized' is for a base in NF4 or half precision, and this one is in float")
-    for path, wrapped in list(model.named_modules()):
-        if isinstance(wrapped, LoRALinear):
-            layer, stored = wrapped.base_layer, wrapped.base_layer.weight
-            layer.bias = wrapped.chosen_bias()
-            if path in changed:
-                if isinstance(base, Mapping):
-                    layer.weight = Parameter(_array(base[f"{path}.weight"], stored.dtype))
-                merged, wrapped._folded = wrapped.merged_weight(), None
-                layer.weight = Parameter(merged, requires_grad=False)
-                if base == "requantized" and isinstance(stored, FrozenWeight):
-                    layer.weight = stored_like(stored, merged, f"{path}.weight")
-            model.replace(path, layer)
-        elif isinstance(wrapped, SavedModule):
-            model.replace(path, wrapped.chosen())
-    model.requires_grad_(False)
-    head = getattr(model, "lm_head", None)
-    if head is not None and not is_tied(model, "lm_head") and hasattr(model, "config"):
-        model.config.tie_embeddings = False
-    adapter_configs(model).clear()
-    model.merged_for_good = True  # type: ignore[attr-defined]
-
-
-def _check(base: Any, path: str, layer: LoRALinear) -> None:
-    if isinstance(base, str) and base in ("dequantized", "requantized"):
-        return
-    if not isinstance(base, Mapping):
-        raise ValueError(f"base must be 'dequantized', 'requantized' or weights by name, not {base!r}")
-    name, shape = f"{path}.weight", tuple(layer.base_layer.weight.shape)
-    if name not in base:
-        raise ValueError(f"base= has no {name}; pass the state_dict() of the same model in float, without adapters")
-    if tuple(base[name].shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(base[name].shape)} in base=, but {shape} in the model")
-
-
-def _array(weight: Any, dtype: Any) -> Any:
-    if isinstance(weight, FrozenWeight):
-        return weight.dense()
-    return (weight.data if isinstance(weight, Tensor) else weight).astype(dtype, copy=False)
-
-
-def stored_like(old: FrozenWeight, w: Any, name: str = "") -> FrozenWeight:
-    """An array stored in the same way as another weight."""
-    if isinstance(old, NF4Weight):
-        return NF4Weight.quantize(w, old.block_size, old.double_quant, name)
-    return HalfWeight.quantize(w, old.storage, name)
-
-
-def untie_head(model: Module) -> Module:
-    """Give the head a weight of its own, a copy, so that it can be adapted and merged apart from the embedding."""
-    head = model.get("lm_head")
-    if is_tied(model, "lm_head"):
-        inner = getattr(head, "original", getattr(head, "base_layer", head))
-        stored = isinstance(inner.weight, FrozenWeight)  # never written to: a second holder is enough
-        inner.weight = copy.copy(inner.weight) if stored else Parameter(inner.weight.data.copy())
-        inner.weight.requires_grad = not stored and model.embed_tokens.weight.requires_grad  # type: ignore[attr-defined]
-    if hasattr(model, "config"):
-        model.config.tie_embeddings = False
+    for _, layer in lora_layers(model):
+        layer.merge()
+        if layer.adding():
+            layer.merged_weight()
     return model
 
 
 def unmerge_lora(model: Module) -> Module:
     """Use the original weights and the adapters beside them again; the original bits, nothing is subtracted."""
-    for layer in adapted_layers(model):
-        if isinstance(layer, LoRALinear):
-            layer.merged, layer._folded = False, None
+    adapted_layers(model)
+    for _, layer in lora_layers(model):
+        layer.unmerge()
     return model
+
+
+def _merge_for_good(model: Module, base: Any, untie: bool) -> None:
+    layers, saved = dict(lora_layers(model)), dict(saved_modules(model))
+    folded = {path: layer for path, layer in layers.items() if layer.adding()}
+    whole = [path for path, module in saved.items() if any(module.is_whole(name) for name in module.active)]
+    if not untie:
+        _refuse_tied_head(model, [*folded, *whole])
+    _check_base(base, folded)
+    for path, layer in layers.items():
+        model.replace(path, _plain(path, layer, base))
+    for path, module in reversed(saved.items()):  # what is inside another one first
+        model.replace(path, module.chosen())
+    model.requires_grad_(False)
+    head = getattr(model, "lm_head", None)
+    if head is not None and not is_tied(model, "lm_head") and hasattr(model, "config"):
+        model.config.tie_embeddings = False
+    adapter_configs(model).clear()
+    remembered(model).merged_for_good = True
+
+
+def _plain(path: str, adapted: LoRALinear, base: Any) -> Linear:
+    """The linear layer alone, with the active updates in its weight and the bias that counts."""
+    layer = adapted.base_layer
+    layer.bias = adapted.chosen_bias()
+    if adapted.adding():
+        weight, name = stored(layer.weight), f"{path}.weight"
+        adapted.unmerge()  # what was folded for use is not kept beside what is folded for good
+        array = adapted.fold(_floats(base[name], weight.dtype) if isinstance(base, Mapping) else weight)
+        layer.weight = weight.like(array, name) if base == "requantized" else Parameter(array, requires_grad=False)
+    return layer
+
+
+def _floats(weight: Any, dtype: Any) -> Dense:
+    """A weight of another model's state dict, or an array, in float."""
+    array = stored(weight).dense() if isinstance(weight, Weight | Tensor) else weight
+    return Dense(array.astype(dtype, copy=False))
+
+
+def _refuse_tied_head(model: Module, changed: list[str]) -> None:
+    for path in changed:
+        if is_head(model, path) and is_tied(model, path):
+            raise ValueError(
+                f"the adapter changes {path}, which is tied to the embedding, so that merging would need a head of its "
+                "own; say untie=True (--untie) to give it one: the model then holds one matrix more"
+            )
+
+
+def _check_base(base: Any, layers: dict[str, LoRALinear]) -> None:
+    """Raise ValueError if `base` is none of what `merge_lora` takes, or does not fit these layers."""
+    if isinstance(base, Mapping):
+        for path, layer in layers.items():
+            _check_weight(base, f"{path}.weight", tuple(layer.base_layer.weight.shape))
+    elif base not in ("dequantized", "requantized"):
+        raise ValueError(f"base must be 'dequantized', 'requantized' or weights by name, not {base!r}")
+    elif base == "requantized" and all(isinstance(layer.base_layer.weight, Parameter) for layer in layers.values()):
+        raise ValueError("base='requantized' is for a base in NF4 or half precision, and this one is in float")
+
+
+def _check_weight(base: Mapping, name: str, shape: tuple[int, ...]) -> None:
+    if name not in base:
+        raise ValueError(f"base= has no {name}; pass the state_dict() of the same model in float, without adapters")
+    if tuple(base[name].shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(base[name].shape)} in base=, but {shape} in the model")

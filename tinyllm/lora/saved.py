@@ -29,6 +29,12 @@ class SavedModule(Module):
                     twin.set_weight(part, weight)
         self.copies[name] = twin
 
+    def inner(self) -> Module:
+        return self.original
+
+    def chosen(self) -> Module:
+        return self.copies[self.active[-1]] if self.enabled and self.active else self.original
+
     def names(self) -> list[str]:
         """The adapters that have a copy."""
         return list(self.copies)
@@ -41,10 +47,6 @@ class SavedModule(Module):
         """What this adapter's copy has of its own; what it shares with the original does not train."""
         shared = {id(weight) for _, weight in self.original.named_weights()}
         return {part: p for part, p in self.copies[name].named_parameters() if id(p) not in shared}
-
-    def chosen(self) -> Module:
-        """The module whose weights count now."""
-        return self.copies[self.active[-1]] if self.enabled and self.active else self.original
 
     def extra_repr(self) -> str:
         return f"active {', '.join(self.active) or 'none'}" if self.enabled else "disabled"

@@ -1,18 +1,13 @@
-"""Which layers an adapter goes to: names, suffixes, regular expressions, and errors that list what there is.
-
-Also which adapters and adapted layers a model has.
-"""
+"""Which layers an adapter goes to: names, suffixes, regular expressions, and errors that list what there is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from tinyllm.backend.names import nearest
-from tinyllm.frozen.weight import FrozenWeight
-from tinyllm.lora.config import LoRAConfig, matches
+from tinyllm.lora.config import matches
 from tinyllm.lora.layer import LoRALinear
-from tinyllm.lora.saved import SavedModule
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
 
@@ -28,15 +23,13 @@ ATTENTION = ("qkv_proj", "q_proj", "k_proj", "v_proj", "out_proj")
 
 def linear_names(model: Module) -> list[str]:
     """The paths of every linear layer that can be adapted, adapted ones included; the head stands last."""
-    found: list[str] = []
-    saved: tuple[str, ...] = ()
-    for path, module in model.named_modules():
-        if isinstance(module, SavedModule):
-            saved += (f"{path}.",)
-        elif isinstance(module, LoRALinear) or (isinstance(module, Linear) and not path.endswith("base_layer")):
-            if not path.startswith(saved):
-                found.append(path)
-    return sorted(found, key=lambda path: path.endswith("lm_head"))
+    found = [path for path, m in model.named_modules(wrapped=False) if isinstance(m, Linear | LoRALinear)]
+    return sorted(found, key=lambda path: is_head(model, path))
+
+
+def is_head(model: Module, path: str) -> bool:
+    """Whether the layer at `path` is the language-model head, adapted or not."""
+    return model.get(path).inner().is_head
 
 
 def resolve_targets(model: Module, target_modules: Any) -> list[str]:
@@ -51,118 +44,76 @@ def resolve_targets(model: Module, target_modules: Any) -> list[str]:
         If it is neither a string nor a list of strings.
     """
     names = linear_names(model)
-    decoder = [name for name in names if not name.endswith("lm_head")]
-    last = sorted({name.rpartition(".")[2] for name in names})
+    decoder = [name for name in names if not is_head(model, name)]
     if target_modules is None:
-        target_modules = [name for name in decoder if name.rpartition(".")[2] in ATTENTION]
+        target_modules = [name for name in decoder if _last(name) in ATTENTION]
+    _check_kind(target_modules, names)
+    if isinstance(target_modules, str):
+        return decoder if target_modules == "all-linear" else _matched(target_modules, names, decoder)
+    chosen = {name for target in target_modules for name in _ending_in(target, names)}
+    return [name for name in names if name in chosen]
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _endings(paths: Iterable[str]) -> list[str]:
+    return sorted({_last(path) for path in paths})
+
+
+def _check_kind(target_modules: Any, names: list[str]) -> None:
     several = isinstance(target_modules, list | tuple | set | frozenset)
     if not isinstance(target_modules, str) and not (several and all(isinstance(t, str) for t in target_modules)):
         raise TypeError(f"target_modules must be a string or a list of strings, not {target_modules!r}")
     if not len(target_modules):
-        raise ValueError(f"there is no target module; name some of: {', '.join(last)}")
-    if isinstance(target_modules, str):
-        if target_modules == "all-linear":
-            return decoder
-        matched = [name for name in names if matches(target_modules, name, whole=True)]
-        if not matched:
-            raise ValueError(
-                f"the expression {target_modules!r} matches no linear layer; names look like {decoder[0]}, ending "
-                f"in {', '.join(last)} (an expression must match the whole name; for one name pass a list)"
-            )
-        return matched
-    chosen: set[str] = set()
-    for target in target_modules:
-        head, _, tail = target.rpartition(".")
-        ends = ALIASES.get(tail, ()) if not any(name == target or name.endswith("." + target) for name in names) else ()
-        wanted = [f"{head}.{end}" if head else end for end in ends] or [target]
-        hits = {name for name in names for w in wanted if name == w or name.endswith("." + w)}
-        if not hits:
-            hint = nearest(tail, last, "did you mean {!r}? ")
-            raise ValueError(f"target module {target!r} matches nothing; {hint}there are: {', '.join(last)}")
-        chosen |= hits
-    return [name for name in names if name in chosen]
+        raise ValueError(f"there is no target module; name some of: {', '.join(_endings(names))}")
 
 
-def is_tied(model: Module, path: str) -> bool:
-    """Whether another layer uses the weight of the layer at `path`, too, adapted or not."""
-    module = model.get(path)
-    weight = getattr(getattr(module, "original", getattr(module, "base_layer", module)), "weight", None)
-    holders = [
-        m for p, m in model.named_modules() if not p.endswith(("original", "base_layer")) and ".copies." not in p
-    ]
-    inner = [getattr(m, "original", getattr(m, "base_layer", m)) for m in holders]
-    return weight is not None and sum(getattr(m, "weight", None) is weight for m in inner) > 1
+def _matched(expression: str, names: list[str], decoder: list[str]) -> list[str]:
+    """The names that a regular expression means; it must match all of a name."""
+    matched = [name for name in names if matches(expression, name, whole=True)]
+    if not matched:
+        raise ValueError(
+            f"the expression {expression!r} matches no linear layer; names look like {decoder[0]}, ending "
+            f"in {', '.join(_endings(names))} (an expression must match the whole name; for one name pass a list)"
+        )
+    return matched
 
 
-def refuse_tied_head(model: Module, targets: list[str]) -> None:
-    for path in targets:
-        if is_tied(model, path):
-            raise ValueError(
-                f"{path} is tied to the embedding, so adapting it would change both once it is merged; leave it out, "
-                "call tinyllm.lora.untie_head(model) first, or build the model with tie_embeddings=False"
-            )
+def _ending_in(target: str, names: list[str]) -> list[str]:
+    """The names that are `target` or end in it, or else in what we call it."""
+    head, _, tail = target.rpartition(".")
 
+    def ending(end: str) -> list[str]:
+        return [name for name in names if name == end or name.endswith("." + end)]
 
-def biased(model: Module, targets: list[str]) -> list[str]:
-    """The modules whose bias trains under `bias="all"` beside the targets.
-
-    Raises
-    ------
-    ValueError
-        If a bias stands inside a module that another adapter's `modules_to_save` replaces.
-    """
-    found = []
-    for path, module in model.named_modules():
-        if path.endswith(("base_layer", "original")) or ".copies." in path or path in targets:
-            continue  # seen as what wraps it
-        inner = getattr(module, "original", getattr(module, "base_layer", module))
-        if isinstance(getattr(inner, "bias", None), Parameter):
-            if ".original." in path:
-                raise ValueError(
-                    f"bias='all' would train the bias of {path}, inside a module another adapter trains whole; "
-                    "use bias='lora_only', or a model without that adapter"
-                )
-            found.append(path)
+    found = ending(target)
+    if not found:
+        found = [name for alias in ALIASES.get(tail, ()) for name in ending(f"{head}.{alias}" if head else alias)]
+    if not found:
+        hint = nearest(tail, _endings(names), "did you mean {!r}? ")
+        raise ValueError(f"target module {target!r} matches nothing; {hint}there are: {', '.join(_endings(names))}")
     return found
 
 
 def resolve_saved(model: Module, name: str) -> list[str]:
-    paths = [path for path, module in model.named_modules() if path == name or path.endswith("." + name)]
+    """The modules that a name of `modules_to_save` means.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one is stored frozen.
+    """
+    there = [path for path, _ in model.named_modules(wrapped=False) if path]
+    paths = [path for path in there if path == name or path.endswith("." + name)]
     if not paths:
-        there = sorted({path.rpartition(".")[2] for path, _ in model.named_modules() if path})
         raise ValueError(
             f"modules_to_save names {name!r}, which matches nothing; "
-            f"there are: {', '.join(n for n in there if not n.isdigit())}"
+            f"there are: {', '.join(n for n in _endings(there) if not n.isdigit())}"
         )
-    if any(isinstance(w, FrozenWeight) for path in paths for _, w in model.get(path).named_weights()):
+    if any(not isinstance(w, Parameter) for path in paths for _, w in model.get(path).named_weights()):
         raise ValueError(
             f"modules_to_save names {name!r}, which is stored frozen and cannot train; build the model without storage="
         )
     return paths
-
-
-def adapter_configs(model: Module) -> dict[str, LoRAConfig]:
-    """The model's adapters by name; the dict itself, kept on the model."""
-    if "adapters" not in vars(model):
-        model.adapters = {}  # type: ignore[attr-defined]
-    return model.adapters  # type: ignore[attr-defined]
-
-
-def lora_layers(model: Module) -> Iterator[tuple[str, LoRALinear]]:
-    """Pairs of path and adapted layer."""
-    for path, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            yield path, module
-
-
-def adapted_layers(model: Module) -> list[LoRALinear | SavedModule]:
-    """Every adapted layer. Raises if there is none, saying why where it is known."""
-    found: list = [m for _, m in model.named_modules() if isinstance(m, LoRALinear | SavedModule)]
-    if not found:
-        if getattr(model, "merged_for_good", False):
-            raise RuntimeError(
-                "the adapters were merged with keep_base=False, so the original weights are gone; "
-                "load the base model again"
-            )
-        raise RuntimeError("this model has no adapters; call apply_lora or apply_qlora first")
-    return found

@@ -1,34 +1,20 @@
-"""LoRA's verbs: apply, merge, unmerge, enable, disable, set_adapter (Hu et al. 2021, arXiv 2106.09685).
-
-The layer itself is in `layer.py`, what targets mean in `targets.py`, merging in `merge.py`.
-"""
+"""LoRA's verbs: apply, enable, disable, set_adapter; merge and unmerge are in `merge.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from tinyllm.lora.adapted import adapted_layers, adapter_configs, lora_layers, remembered
+from tinyllm.lora.biases import check_biases, other_biases
 from tinyllm.lora.config import LoRAConfig, matches
-from tinyllm.lora.layer import LoRALinear
-from tinyllm.lora.merge import merge_lora, unmerge_lora, untie_head
+from tinyllm.lora.dora import DoRA
+from tinyllm.lora.heads import refuse_tied_head
+from tinyllm.lora.layer import Adapter, LoRALinear
 from tinyllm.lora.saved import SavedModule
-from tinyllm.lora.targets import (
-    adapted_layers,
-    adapter_configs,
-    biased,
-    lora_layers,
-    refuse_tied_head,
-    resolve_saved,
-    resolve_targets,
-)
+from tinyllm.lora.targets import resolve_saved, resolve_targets
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
-
-__all__ = [
-    "apply_lora", "add_adapter", "check_adapter", "set_adapter", "enable_lora", "disable_lora", "merge_lora",
-    "unmerge_lora", "untie_head", "get_lora_parameters", "trainable_summary", "adapter_configs", "adapted_layers",
-    "lora_layers",
-]  # fmt: skip
 
 
 def apply_lora(
@@ -84,16 +70,16 @@ def apply_lora(
         If `target_modules` is neither a string nor a list of strings.
     """
     config = LoRAConfig(
-        rank,
-        alpha,
-        dropout,
-        target_modules,
-        use_rslora,
-        dict(rank_pattern or {}),
-        dict(alpha_pattern or {}),
-        tuple(modules_to_save),
-        use_dora,
-        bias,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        target_modules=target_modules,
+        use_rslora=use_rslora,
+        rank_pattern=rank_pattern or {},
+        alpha_pattern=alpha_pattern or {},
+        modules_to_save=tuple(modules_to_save),
+        use_dora=use_dora,
+        bias=bias,
     )
     return add_adapter(model, config, adapter_name, verbose=verbose)
 
@@ -106,29 +92,30 @@ def add_adapter(
     `tied_head` lets a head that shares the embedding's weight be adapted: its outputs are right; merging parts them.
     """
     targets, saved = check_adapter(model, config, adapter_name, tied_head)
-    configs = adapter_configs(model)
+    return place_adapter(model, config, adapter_name, targets, saved, verbose)
+
+
+def place_adapter(
+    model: Module, config: LoRAConfig, adapter_name: str, targets: list[str], saved: list[str], verbose: bool = False
+) -> Module:
+    """Put an adapter that `check_adapter` found to fit beside its layers, and make it the active one."""
     before = model.num_parameters()
     for path in targets:
-        layer = model.get(path)
-        if not isinstance(layer, LoRALinear):
-            layer = LoRALinear(layer)
-            model.replace(path, layer)
-        layer.add_adapter(adapter_name, config.rank_of(path), config.scale_of(path), config.dropout, config.use_dora)
+        layer = _adapted(model, path)
+        kind = DoRA if config.use_dora else Adapter
+        scale, rank = config.scale_of(path), config.rank_of(path)
+        layer.adapters[adapter_name] = kind(layer.base_layer, rank, scale, config.dropout)
         if config.bias != "none":
             layer.train_bias(adapter_name)
-    for path in biased(model, targets) if config.bias == "all" else ():
-        module = model.get(path)
-        if isinstance(module, Linear | LoRALinear):
-            if isinstance(module, Linear):
-                module = LoRALinear(module)
-                model.replace(path, module)
-            module.train_bias(adapter_name)
+    for path in other_biases(model, targets) if config.bias == "all" else ():
+        if isinstance(model.get(path), Linear | LoRALinear):
+            _adapted(model, path).train_bias(adapter_name)
         else:
             _saved(model, path).add_copy(adapter_name, bias_only=True)
     for path in saved:
         _saved(model, path).add_copy(adapter_name)
-    configs[adapter_name] = config
-    model.merged_for_good = False  # type: ignore[attr-defined]
+    adapter_configs(model)[adapter_name] = config
+    remembered(model).merged_for_good = False
     model.train(model.training)
     set_adapter(model, adapter_name)
     if verbose:
@@ -136,7 +123,17 @@ def add_adapter(
     return model
 
 
+def _adapted(model: Module, path: str) -> LoRALinear:
+    """The layer at `path`, wrapped if it is not yet."""
+    layer = model.get(path)
+    if not isinstance(layer, LoRALinear):
+        layer = LoRALinear(layer)
+        model.replace(path, layer)
+    return layer
+
+
 def _saved(model: Module, path: str) -> SavedModule:
+    """The module at `path`, wrapped if it is not yet."""
     module = model.get(path)
     if not isinstance(module, SavedModule):
         module = SavedModule(module)
@@ -162,30 +159,12 @@ def check_adapter(
             raise ValueError(
                 f"modules_to_save trains {path} whole, so {within[0]} cannot be a target too; leave out one of them"
             )
-    _check_biases(model, config, targets, saved)
+    check_biases(model, config, targets, saved)
     for pattern in [*config.rank_pattern, *config.alpha_pattern]:
         if not any(matches(pattern, path) for path in targets):
             ends = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
             raise ValueError(f"the pattern {pattern!r} matches none of the target modules; they end in {ends}")
     return targets, saved
-
-
-def _check_biases(model: Module, config: LoRAConfig, targets: list[str], saved: list[str]) -> None:
-    if config.bias == "none":
-        return
-    layers = [model.get(path) for path in targets]
-    found = [layer for layer in layers if getattr(layer, "base_layer", layer).bias is not None]
-    others = biased(model, targets) if config.bias == "all" else []
-    if not found and not others:
-        which = "the model" if config.bias == "all" else "no target module"
-        raise ValueError(
-            f"bias={config.bias!r} trains nothing: {which} has {'no' if config.bias == 'all' else 'a'} bias; use 'none'"
-        )
-    for path in saved:
-        if path in others or any(other.startswith(f"{path}.") for other in others):
-            raise ValueError(
-                f"modules_to_save trains {path} whole, its bias too, so bias='all' cannot; use 'lora_only' or 'none'"
-            )
 
 
 def trainable_summary(model: Module, before: int | None = None) -> str:
@@ -214,11 +193,19 @@ def set_adapter(model: Module, names: str | Sequence[str]) -> None:
         for name in layer.active:
             for parameter in layer.parts(name).values():
                 parameter.requires_grad = True
-    enabled = [layer.enabled for layer in adapted_layers(model)]
-    for layer in adapted_layers(model):  # a layer that came later joins the state of the others
-        layer.enabled = all(enabled)
-        if isinstance(layer, LoRALinear):
-            layer.merged = any(other.merged for other in adapted_layers(model) if isinstance(other, LoRALinear))
+    _join(model)
+
+
+def _join(model: Module) -> None:
+    """Bring layers that came later into the state of the others."""
+    layers = adapted_layers(model)
+    enabled = all(layer.enabled for layer in layers)
+    for layer in layers:
+        layer.enabled = enabled
+    linears = [layer for _, layer in lora_layers(model)]
+    if any(layer.merged for layer in linears):
+        for layer in linears:
+            layer.merged = True
 
 
 def enable_lora(model: Module) -> Module:

@@ -6,7 +6,7 @@ A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -56,6 +56,7 @@ class Module:
     stays_float = False  # float32 also in a model that computes in half precision
     is_head = False  # turns channels into the vocabulary's logits
     residual = False  # what it gives is added to what came in
+    adapted: Any = None  # of a whole model: which adapters it has (`lora/adapted.py`)
 
     def __call__(self: _Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return self.forward(*args, **kwargs)
@@ -82,6 +83,10 @@ class Module:
         for name, value in _attributes(self):
             if isinstance(value, Module):
                 yield name, value
+
+    def attributes(self) -> Iterable[tuple[str, Any]]:
+        """Pairs of name and value, among which weights and modules are looked for."""
+        return vars(self).items()
 
     def named_modules(self, prefix: str = "", wrapped: bool = True) -> Iterator[tuple[str, Module]]:
         """This module and all below it, with their paths; without `wrapped` a wrapper stands for all that it holds."""
@@ -253,7 +258,7 @@ def _differences(missing: list[str], unexpected: list[str], own: dict) -> str:
 
 def _attributes(module: Module) -> Iterator[tuple[str, Any]]:
     """Attributes with lists and dicts opened: ``layers.0``, ``lora_A.default``."""
-    for name, value in vars(module).items():
+    for name, value in module.attributes():
         if isinstance(value, list | tuple):
             yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
         elif isinstance(value, dict):

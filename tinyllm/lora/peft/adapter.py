@@ -17,16 +17,16 @@ from tinyllm.formats import json_file, safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
 from tinyllm.formats.state import unpack
 from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import NF4Weight
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.lora.adapted import adapted_layers, adapted_modules, adapter_configs, lora_layers, saved_modules
+from tinyllm.lora.biases import has_bias, other_biases
 from tinyllm.lora.config import LoRAConfig, by_pattern
-from tinyllm.lora.layer import LoRALinear
+from tinyllm.lora.layer import Adapter
 from tinyllm.lora.peft.config import DEFAULT_TARGETS, refuse, targets_of, write_fields
 from tinyllm.lora.peft.keys import PREFIX, Names, Place, refuse_misfits, tidied, wanted_keys
-from tinyllm.lora.saved import SavedModule
-from tinyllm.lora.targets import biased, linear_names, resolve_targets
-from tinyllm.lora.verbs import adapted_layers, adapter_configs, add_adapter, lora_layers, set_adapter
+from tinyllm.lora.targets import is_head, linear_names, resolve_targets
+from tinyllm.lora.verbs import add_adapter, set_adapter
 from tinyllm.nn import Module
+from tinyllm.tensor import Parameter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "tinyllm.base"  # in the metadata of WEIGHTS: PEFT reads every field of CONFIG and knows none of ours
@@ -69,13 +69,13 @@ def save_adapter(
     if dtype not in (None, "float16", "bfloat16"):
         raise ValueError(f"dtype must be 'float16', 'bfloat16' or None, not {dtype!r}")
     config, names = configs[adapter_name], Names(model)
-    layers = {path: layer for path, layer in lora_layers(model) if adapter_name in layer.lora_A}
+    layers = [path for path, layer in lora_layers(model) if adapter_name in layer.lora_A]
     arrays: dict[str, Any] = {}
-    for (path, part), parameter in held(model, adapter_name).items():
+    for (path, part), parameter in parts_of(model, adapter_name).items():
         key = names.key(path, part, path in layers)
         array = names.turned(path, part, parameter.data)
         arrays[key] = array if dtype is None else HalfWeight.quantize(array, dtype, key).parts(key)[key]
-    saved = [path for path, m in model.named_modules() if isinstance(m, SavedModule) and m.is_whole(adapter_name)]
+    saved = [path for path, module in saved_modules(model) if module.is_whole(adapter_name)]
     fields = write_fields(
         config,
         {names.module(path): config.rank_of(path) for path in layers},
@@ -135,7 +135,7 @@ def load_adapter(model: Module, folder: Any, adapter_name: str = "default", trai
             add_adapter(model, config, adapter_name, tied_head=True)
         finally:
             random.default.restore(place)
-    for at, parameter in held(model, adapter_name).items():
+    for at, parameter in parts_of(model, adapter_name).items():
         parameter.data = of(parameter.data).xp.array(fits[at], dtype=parameter.dtype, order="C")
     set_adapter(model, adapter_name)
     if not trainable:
@@ -143,14 +143,10 @@ def load_adapter(model: Module, folder: Any, adapter_name: str = "default", trai
     return model
 
 
-def held(model: Module, adapter_name: str) -> dict[Place, Any]:
+def parts_of(model: Module, adapter_name: str) -> dict[Place, Parameter]:
     """The parameters of an adapter, by module and part."""
-    return {
-        (path, part): parameter
-        for path, module in model.named_modules()
-        if isinstance(module, LoRALinear | SavedModule) and adapter_name in module.names()
-        for part, parameter in module.parts(adapter_name).items()
-    }
+    adapted = [(path, module) for path, module in adapted_modules(model) if adapter_name in module.names()]
+    return {(path, part): p for path, module in adapted for part, p in module.parts(adapter_name).items()}
 
 
 def _folder(folder: Path, adapter_name: str) -> Path:
@@ -201,11 +197,10 @@ def trained_over(folder: Any) -> dict[str, Any]:
 
 def _base(model: Module) -> dict[str, Any]:
     """How the decoder's linear layers are stored."""
-    layers = [model.get(path) for path in linear_names(model) if not path.endswith("lm_head")]
-    weights = [getattr(layer, "base_layer", layer).weight for layer in layers]
-    stored = [weight for weight in weights if isinstance(weight, FrozenWeight)]
+    weights = [model.get(path).inner().weight for path in linear_names(model) if not is_head(model, path)]
+    stored = [weight for weight in weights if not isinstance(weight, Parameter)]
     for weight in stored:
-        if isinstance(weight, NF4Weight):
+        if weight.storage == "nf4":
             return {"storage": "nf4", "block_size": weight.block_size, "double_quant": weight.double_quant}
     return {"storage": stored[0].storage if stored else "float32"}
 
@@ -224,19 +219,11 @@ def _fit(
 ) -> tuple[LoRAConfig, dict[Place, Any]]:
     """The adapter in this model's names, and its arrays by module and part; raises if anything is left over."""
     names = Names(model)
-    paths = {names.module(path): path for path in linear_names(model)}
-    every = [names.module(path) for path in resolve_targets(model, "all-linear")]
-    kind = names.family.model_type if names.family else None
-    targets = targets_of(fields, list(paths), every, kind, folder / CONFIG)
-    if targets is None:  # the keys say it, too
-        modules = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in arrays if ".lora_" in key}
-        targets = [path for path in paths if path in modules]
-    if not targets:
-        raise ValueError(f"the target_modules in {folder / CONFIG} match no layer of this model")
+    paths = _targets(model, names, fields, arrays, folder)
     rank, alpha = fields.get("r", 8), fields.get("lora_alpha", 8)  # PEFT's defaults
-    ranks = {paths[t]: by_pattern(fields.get("rank_pattern") or {}, t, rank) for t in targets}
-    alphas = {paths[t]: by_pattern(fields.get("alpha_pattern") or {}, t, alpha) for t in targets}
-    saved = _saved(model, fields.get("modules_to_save") or [], names, arrays, folder)
+    ranks = {paths[t]: by_pattern(fields.get("rank_pattern") or {}, t, rank) for t in paths}
+    alphas = {paths[t]: by_pattern(fields.get("alpha_pattern") or {}, t, alpha) for t in paths}
+    saved = _trained_whole(model, fields.get("modules_to_save") or [], names, arrays, folder)
     config = LoRAConfig(
         rank=rank,
         alpha=alpha,
@@ -250,39 +237,51 @@ def _fit(
         bias=_bias(model, fields.get("bias", "none"), list(ranks)),
     )
     where = folder / WEIGHTS
-    arrays = tidied(model, arrays, {t: paths[t] for t in targets}, where)
+    arrays = tidied(model, arrays, paths, where)
     wanted = wanted_keys(model, names, config, ranks, saved)
-    guessed = None if fields.get("target_modules") else DEFAULT_TARGETS.get(kind or "")
+    guessed = None if fields.get("target_modules") else DEFAULT_TARGETS.get(names.kind or "")
     refuse_misfits(wanted, arrays, where, guessed)
     return config, {(path, part): names.turned(path, part, arrays[key]) for key, ((path, part), _) in wanted.items()}
 
 
-def _bias(model: Module, said: str, targets: list[str]) -> str:
-    """PEFT lets biases train that are not there; "none" says the same."""
-    layers = [model.get(path) for path in targets]
-    there = any(getattr(layer, "base_layer", layer).bias is not None for layer in layers)
-    return said if there or (said == "all" and biased(model, targets)) else "none"
+def _targets(
+    model: Module, names: Names, fields: dict[str, Any], arrays: dict[str, Any], folder: Path
+) -> dict[str, str]:
+    """The adapted layers: the file's name of each, and our path."""
+    paths = {names.module(path): path for path in linear_names(model)}
+    every = [names.module(path) for path in resolve_targets(model, "all-linear")]
+    targets = targets_of(fields, list(paths), every, names.kind, folder / CONFIG)
+    if targets is None:  # the keys say it, too
+        modules = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in arrays if ".lora_" in key}
+        targets = [path for path in paths if path in modules]
+    if not targets:
+        raise ValueError(f"the target_modules in {folder / CONFIG} match no layer of this model")
+    return {target: paths[target] for target in targets}
 
 
-def _saved(model: Module, said: list[str], names: Names, arrays: dict[str, Any], folder: Path) -> list[str]:
+def _bias(model: Module, wanted: str, targets: list[str]) -> str:
+    """PEFT lets biases train that are not there; "none" means the same."""
+    there = any(has_bias(model.get(path)) for path in targets)
+    return wanted if there or (wanted == "all" and other_biases(model, targets)) else "none"
+
+
+def _trained_whole(model: Module, wanted: list[str], names: Names, arrays: dict[str, Any], folder: Path) -> list[str]:
     """Our paths of the modules saved whole. PEFT takes every module whose path ends so; the keys tell which it was."""
     keys = [key.removeprefix(PREFIX) for key in arrays if ".lora_" not in key and ".base_layer." not in key]
-    named = {path: names.module(path) for path, _ in model.named_modules() if path and ".copies." not in path}
+    named = {path: names.module(path) for path, _ in model.named_modules(wrapped=False) if path}
     found = [
         path
         for path, name in named.items()
-        if name.endswith(tuple(said)) and any(key.startswith(f"{name}.") for key in keys) and ".original" not in path
+        if name.endswith(tuple(wanted)) and any(key.startswith(f"{name}.") for key in keys)
     ]
     found = [path for path in found if not path.startswith(tuple(f"{other}." for other in found))]
-    for name in said:
+    for name in wanted:
         if not any(named[path].endswith(name) for path in found):
             raise ValueError(
                 f"{folder / CONFIG} names modules_to_save {name!r}, but {WEIGHTS} has no weights of it for this model"
             )
     for path in found:
-        module = model.get(path)
-        module = getattr(module, "original", module)
-        if any(isinstance(weight, FrozenWeight) for _, weight in module.named_weights()):
+        if not all(isinstance(weight, Parameter) for _, weight in model.get(path).inner().named_weights()):
             raise ValueError(
                 f"the adapter brings its own {path}, which this model stores frozen; build the model without storage="
             )
@@ -291,8 +290,8 @@ def _saved(model: Module, said: list[str], names: Names, arrays: dict[str, Any],
 
 def _refuse_another_shape(model: Module, name: str, config: LoRAConfig, fits: dict[Place, Any]) -> None:
     """An adapter of this name is there: only the same one, with other numbers, may take its place."""
-    there = {at: tuple(parameter.shape) for at, parameter in held(model, name).items()}
-    scales = {path: layer.scale[name] for path, layer in lora_layers(model) if name in layer.lora_A}
-    same = all(config.scale_of(path) == scale for path, scale in scales.items())
+    there = {at: tuple(parameter.shape) for at, parameter in parts_of(model, name).items()}
+    adapters = [(path, layer.adapters.get(name)) for path, layer in lora_layers(model)]
+    same = all(config.scale_of(path) == adapter.scale for path, adapter in adapters if isinstance(adapter, Adapter))
     if not same or there != {at: tuple(array.shape) for at, array in fits.items()}:
         raise ValueError(f"the model has another adapter {name!r} already; choose another adapter_name")

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend.names import few, nearest
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.frozen import stored
+from tinyllm.lora.biases import other_biases
 from tinyllm.lora.config import LoRAConfig
-from tinyllm.lora.merge import stored_like
-from tinyllm.lora.targets import biased
 from tinyllm.models.families.family import Family, family_of
 from tinyllm.nn import Module
+from tinyllm.tensor import Parameter
 
 PREFIX = "base_model.model."
 LORA = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -35,6 +35,11 @@ class Names:
 
     def __init__(self, model: Module):
         self.family: Family | None = family_of(getattr(model, "config", None))
+
+    @property
+    def kind(self) -> str | None:
+        """The family's ``model_type``."""
+        return self.family.model_type if self.family else None
 
     def module(self, path: str) -> str:
         """The file's name of a module."""
@@ -74,21 +79,17 @@ def wanted_keys(
     """
     places: dict[Place, tuple[int, ...]] = {}
     for path, rank in ranks.items():
-        layer = model.get(path)
-        layer = getattr(layer, "base_layer", layer)
+        layer = model.get(path).inner()
         places[path, "lora_A.weight"] = (rank, layer.in_features)
         places[path, "lora_B.weight"] = (layer.out_features, rank)
         if config.use_dora:
             places[path, "lora_magnitude_vector"] = (layer.out_features,)
         if config.bias != "none" and layer.bias is not None:
             places[path, "bias"] = (layer.out_features,)
-    for path in biased(model, list(ranks)) if config.bias == "all" else ():
-        module = model.get(path)
-        inner = getattr(module, "original", getattr(module, "base_layer", module))
-        places[path, "bias"] = tuple(inner.bias.shape)
+    for path in other_biases(model, list(ranks)) if config.bias == "all" else ():
+        places[path, "bias"] = tuple(model.get(path).inner().bias.shape)
     for path in saved:
-        module = model.get(path)
-        for part, weight in getattr(module, "original", module).named_weights():
+        for part, weight in model.get(path).inner().named_weights():
             places[path, part] = tuple(weight.shape)
     return {
         names.key(path, part, path in ranks): ((path, part), shape[::-1] if names.transposed(path, part) else shape)
@@ -123,12 +124,12 @@ def tidied(model: Module, arrays: dict[str, Any], heads: dict[str, str], where: 
 
 
 def _is_weight(layer: Module, array: Any) -> bool:
-    weight = getattr(layer, "base_layer", layer).weight  # type: ignore[union-attr]
-    if tuple(weight.shape) != tuple(array.shape) or array.dtype.kind != "f":
+    own = layer.inner().weight  # type: ignore[attr-defined]
+    if tuple(own.shape) != tuple(array.shape) or array.dtype.kind != "f":
         return False
-    if isinstance(weight, FrozenWeight):
-        return bool(np.array_equal(weight.dense(), stored_like(weight, array.astype(weight.dtype)).dense()))
-    return bool(np.array_equal(weight.data, array))
+    if not isinstance(own, Parameter):
+        array = own.like(array.astype(own.dtype)).dense()  # rounded as this model's was
+    return bool(np.array_equal(stored(own).dense(), array))
 
 
 def refuse_misfits(
