@@ -205,13 +205,13 @@ SPACED = merges_white_space()
 @given(st.lists(scraps, max_size=40).map("".join), st.integers(1, 9))
 def test_a_long_text_in_pieces_is_the_text_whole(text, piece):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinyllm.data.tokenizer.PIECE", piece)
+        patch.setattr("tinyllm.data.pieces.PIECE", piece)
         for tokenizer in (EMBEDDED, SPACED):
             assert tokenizer.encode(text) == tokenizer._inner.encode(text, add_special_tokens=False).ids
 
 
 def test_the_embedded_text_in_many_pieces(monkeypatch):
-    monkeypatch.setattr("tinyllm.data.tokenizer.PIECE", 10)
+    monkeypatch.setattr("tinyllm.data.pieces.PIECE", 10)
     text = assets.path("jargon.txt").read_text(encoding="utf-8")
     assert EMBEDDED._parts_at_lines
     assert EMBEDDED.encode(text) == EMBEDDED._inner.encode(text, add_special_tokens=False).ids

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyllm.data import pieces
 from tinyllm.data.chat import ChatTemplate, check_messages, plain_chat
 from tinyllm.data.special_tokens import NAMES, USUAL, default_template, read_config
 from tinyllm.formats.atomic import write_text
 
 __all__ = ["Tokenizer"]
-
-PIECE = 1 << 16  # characters encoded at once where that changes nothing: `tokenizers` keeps about 200 bytes a token
 
 
 class Tokenizer:
@@ -115,15 +114,9 @@ class Tokenizer:
 
         Special tokens written out in the text (`<|endoftext|>`) become their ids, as in Hugging Face's tokenizers.
         """
-        if len(text) <= PIECE or not self._parts_at_lines:
+        if len(text) <= pieces.PIECE or not self._parts_at_lines:
             return list(self._inner.encode(text, add_special_tokens=False).ids)
-        ids: list[int] = []
-        start = 0
-        while start < len(text):
-            end = _line_start(text, start + PIECE)
-            ids += self._inner.encode(text[start:end], add_special_tokens=False).ids
-            start = end
-        return ids
+        return pieces.encode_in_pieces(self._inner, text)
 
     def encode_segments(self, segments: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation, and which of them are learned.
@@ -277,20 +270,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _parts_at_lines(self) -> bool:
-        """Whether a text may be cut before a line that begins with a letter or digit, and encoded in pieces.
-
-        So it is for GPT-2's own expression, which ends a piece there, with nothing before or after it that looks
-        further: no normaliser, and no added token that reaches across the end of a line.
-        """
-        parts = json.loads(self._inner.to_str())
-        cut = parts["pre_tokenizer"] or {}
-        plain = cut.get("type") == "ByteLevel" and cut.get("use_regex") is True and not cut.get("add_prefix_space")
-        added = self._inner.get_added_tokens_decoder().values()
-        return (
-            plain
-            and parts["normalizer"] is None
-            and not any(token.lstrip or token.rstrip or token.single_word or "\n" in token.content for token in added)
-        )
+        return pieces.parts_at_lines(self._inner)
 
     def _special(self, name: str) -> int | None:
         token = self._config.get(f"{name}_token")
@@ -317,18 +297,3 @@ def _spelled(token: Any) -> str | None:
     """A token as a configuration gives it: a string, or an AddedToken written out."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return token if isinstance(token, str) else None
-
-
-def _line_start(text: str, start: int) -> int:
-    """The first place from `start` on, just after a line's end, that has a word before the end and one after it.
-
-    White space on either side would be cut otherwise there: GPT-2's expression takes a run of it apart only before a
-    word.
-    """
-    while True:
-        start = text.find("\n", start) + 1
-        if start == 0 or start == len(text):
-            return len(text)
-        before = text[start - 2 : start - 1]
-        if text[start].isalnum() and (before.isalnum() or before in tuple(".,;:!?")):
-            return start
