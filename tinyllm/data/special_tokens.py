@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer.json say: special tokens and the chat template."""
+"""A tokenizer's special tokens and chat template: what the files beside tokenizer.json say, and what follows."""
 
 from __future__ import annotations
 
@@ -64,3 +64,58 @@ def default_template(template: Any) -> str | None:
             )
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def spelled(token: Any) -> str | None:
+    """A token as a configuration gives it: a string, or an AddedToken written out."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
+
+
+def find(inner: Any, config: Mapping[str, Any], name: str) -> int | None:
+    """The id of the "eos", "bos" or "pad" token of a tokenizer of the `tokenizers` library, or None.
+
+    Raises
+    ------
+    ValueError
+        If the configuration names a token that the vocabulary does not have.
+    """
+    token = spelled(config.get(f"{name}_token"))
+    if token is not None:
+        id: int | None = inner.token_to_id(token)
+        if id is not None:
+            return id
+        if name != "pad":  # padding is masked by length here, so a missing pad token harms nobody
+            raise ValueError(
+                f"the configuration names {token!r} as {name}_token, which tokenizer.json does not have: "
+                "correct tokenizer_config.json or use the tokenizer.json that belongs to it"
+            )
+    id = config.get(f"{name}_token_id")
+    if isinstance(id, list) and id:
+        id = id[0]
+    if isinstance(id, int) and id >= 0 and inner.id_to_token(id) is not None:
+        return id
+    special = {added.content: i for i, added in inner.get_added_tokens_decoder().items() if added.special}
+    return next((special[usual] for usual in USUAL[name] if usual in special), None)
+
+
+def make_units(inner: Any, config: Mapping[str, Any], eos_id: int | None) -> None:
+    """Have no text change the special tokens that the configuration names, as in transformers, nor the end of text."""
+    named = [spelled(config.get(f"{name}_token")) for name in NAMES]
+    ids = {id for token in named if token is not None and (id := inner.token_to_id(token)) is not None}
+    ids |= set() if eos_id is None else {eos_id}
+    missing = ids - inner.get_added_tokens_decoder().keys()
+    if missing:
+        inner.add_special_tokens([inner.id_to_token(id) for id in sorted(missing)])
+
+
+def beginning(inner: Any, config: Mapping[str, Any], bos_id: int | None) -> tuple[int, ...]:
+    """What is put before a text: the beginning of text or nothing as the configuration says, or the tokenizer's own."""
+    added = config.get("add_bos_token")
+    if added is not None:
+        return (bos_id,) if added and bos_id is not None else ()
+    encoding = inner.encode("a", add_special_tokens=True)
+    special = encoding.special_tokens_mask
+    if not any(special):
+        return ()
+    return tuple(encoding.ids[: special.index(0) if 0 in special else 1])  # a vocabulary may have no "a"
