@@ -45,8 +45,8 @@ class Notes:
             )
         if self._otherwise:
             notes.append(
-                f"{_where(self._otherwise)} the end of the prompt and the beginning of the answer are one token, so the "
-                "prompt alone is asked otherwise than it was learned: a prompt should not end with a space"
+                f"{_where(self._otherwise)} the end of the prompt and the beginning of the answer are one token, so "
+                "the prompt alone is asked otherwise than it was learned: a prompt should not end with a space"
             )
         if self._twice:
             notes.append(f"{_where(self._twice)} {beginning_twice(self._tokenizer)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,32 @@ def make_units(inner: Any, config: Mapping[str, Any], eos_id: int | None) -> Non
 
 
 def beginning(inner: Any, config: Mapping[str, Any], bos_id: int | None) -> tuple[int, ...]:
-    """What is put before a text: the beginning of text or nothing as the configuration says, or the tokenizer's own."""
-    added = config.get("add_bos_token")
-    if added is not None:
-        return (bos_id,) if added and bos_id is not None else ()
+    """What is put before a text: what the tokenizer's own post-processor puts, with or without `bos_id` as configured.
+
+    Programs differ in which of the two they follow, so a post-processor that does otherwise than ``add_bos_token`` says
+    is replaced: a tokenizer that is saved from here begins texts in one way everywhere.
+    """
+    own, added = _put_before(inner), config.get("add_bos_token")
+    if added is None or bos_id is None or bool(added) == (bos_id in own):
+        return own
+    begin = (bos_id, *own) if added else tuple(id for id in own if id != bos_id)
+    from tokenizers import processors
+
+    old = json.loads(inner.to_str())["post_processor"] or {}
+    steps: list[Any] = [
+        processors.ByteLevel(trim_offsets=step["trim_offsets"])
+        for step in old.get("processors", [old])
+        if step.get("type") == "ByteLevel"
+    ]
+    if begin:
+        tokens = [(inner.id_to_token(id), id) for id in begin]
+        single = [token for token, _ in tokens]
+        steps.append(processors.TemplateProcessing(single=[*single, "$A"], special_tokens=tokens))
+    inner.post_processor = processors.Sequence(steps)
+    return begin
+
+
+def _put_before(inner: Any) -> tuple[int, ...]:
     encoding = inner.encode("a", add_special_tokens=True)
     special = encoding.special_tokens_mask
     if not any(special):

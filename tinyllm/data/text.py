@@ -68,8 +68,9 @@ def load_text(
     name, kind, text = read_source(path_or_text)
     if not text.strip():
         raise ValueError(f"{name} is empty: put some text into it")
+    tokenizer = copy.copy(tokenizer)
+    tokenizer._compiled = None  # the template's notes are of this file
     if not template:
-        tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = None
     dataset = (_running_text if kind == "text" else _records)(name, text, tokenizer, vocab_size)
     for note in dataset.notes:

@@ -205,8 +205,7 @@ class Tokenizer:
             config[f"{name}_token"] = None if id is None else self.token(id)
         # Templates may ask for bos_token: one that only the model's configuration knows stays there.
         config["bos_token"] = self._names().get("bos_token")
-        if "add_bos_token" in config or self.begin_ids in ((), (self.bos_id,)):
-            config["add_bos_token"] = self.adds_bos
+        config["add_bos_token"] = self.adds_bos
         config["chat_template"] = self.chat_template
         write_text(folder / "tokenizer.json", self._inner.to_str(pretty=True))
         write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
