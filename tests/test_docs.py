@@ -11,7 +11,7 @@ import io
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -164,7 +164,7 @@ def test_long_commands_and_comments_are_read():
 def test_the_guides_commands_run(tmp_path, monkeypatch):
     """In the order of the page and as printed, on a tiny model and a few notes, and two steps long at the most."""
     from tinyllm import assets
-    from tinyllm.cli import finetune, main
+    from tinyllm.cli import main, training
     from tinyllm.data.tokenizer import Tokenizer
     from tinyllm.models import DecoderModel
     from tinyllm.models.config import llama_shape
@@ -181,8 +181,12 @@ def test_the_guides_commands_run(tmp_path, monkeypatch):
     for name, module in list(sys.modules.items()):  # every verb's: a new machine has fetched nothing
         if name.startswith("tinyllm.cli.") and hasattr(module, "model_folder"):
             monkeypatch.setattr(module, "model_folder", lambda name: Path("path/to/model"))
-    plain = finetune.TrainConfig
-    monkeypatch.setattr(finetune, "TrainConfig", lambda **given: plain(**{**given, "steps": min(given["steps"], 2)}))
+    plain = training.train
+
+    def short(model, loader, held_out, config, *args, **options):
+        return plain(model, loader, held_out, replace(config, steps=min(config.steps, 2)), *args, **options)
+
+    monkeypatch.setattr(training, "train", short)
     ran = 0
     for line, arguments in commands((ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")):
         assert main(arguments) == 0, f"fine-tuning.md:{line}: tinyllm {shlex.join(arguments)}"

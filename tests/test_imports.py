@@ -77,6 +77,25 @@ def test_imports_point_one_way(path):
             assert RANK[other] <= RANK[own], f"{module} imports {name}, which stands after it"
 
 
+def imported_by(*patterns: str) -> dict[str, set[str]]:
+    paths = [path for pattern in patterns for path in ROOT.glob(pattern) if path.name != "__init__.py"]
+    return {module_of(path): imported(ast.parse(path.read_text(encoding="utf-8")), "") for path in paths}
+
+
+def test_checkpoints_do_not_import_the_model_that_imports_them():
+    for module, names in imported_by("models/checkpoints/*.py", "models/families/*.py").items():
+        assert not any(
+            name.startswith("tinyllm.models.decoder") or name == "tinyllm.models.DecoderModel" for name in names
+        ), module
+
+
+def test_files_and_arrays_know_no_weights():
+    """`state` alone brings the two together."""
+    found = imported_by("formats/*.py")
+    assert {name.split(".")[1] for name in found.pop("tinyllm.formats.state") if "." in name} >= {"frozen"}
+    assert {name.split(".")[1] for names in found.values() for name in names} <= {"backend", "formats", "names"}
+
+
 def test_the_checker_sees_every_form_of_import():
     text = "from tinyllm import train\nimport tinyllm.cli\ndef f():\n    from ..nn import Linear\n"
     assert {"tinyllm.train", "tinyllm.cli", "tinyllm.nn"} <= imported(ast.parse(text), "tinyllm.models")

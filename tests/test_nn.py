@@ -62,6 +62,37 @@ def test_set_weight_keeps_a_tie():
     assert model.by_name["a"].weight is gain
 
 
+def test_what_is_no_weight_cannot_be_set():
+    with pytest.raises(KeyError, match="layers.1.bias is no weight"):
+        Net().set_weight("layers.1.bias", Parameter(np.zeros(4, np.float32)))
+
+
+def test_places_are_all_that_hold_a_weight():
+    model = Net(tied=True)
+    places = {places[0].path: [place.path for place in places] for places in model.places()}
+    assert places == {name: [name, "head.weight"] if name == "embed.weight" else [name] for name in NAMES}
+    assert all(place.weight is model.get(place.path) for places in model.places() for place in places)
+
+
+class Wrapper(Module):
+    def __init__(self, layer: Module):
+        self.layer, self.more = layer, Linear(2, 2)
+
+    def inner(self) -> Module:
+        return self.layer
+
+
+def test_a_wrapper_stands_for_what_it_holds():
+    model = Net()
+    layer = model.head
+    model.replace("head", Wrapper(layer))
+    model.replace("layers.1", Wrapper(Wrapper(Linear(4, 4))))
+    assert model.head.inner() is layer and layer.inner() is layer and layer.chosen() is layer
+    every, seen = dict(model.named_modules()), dict(model.named_modules(wrapped=False))
+    assert {"head.layer", "head.more", "layers.1.layer.layer"} < every.keys()
+    assert seen.keys() == {"", "embed", "layers.0", "layers.1", "by_name.a", "by_name.b", "head"}
+
+
 def test_replace_reaches_into_lists_and_dicts():
     model = Net()
     for path in ("layers.1", "by_name.a", "head"):

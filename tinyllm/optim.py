@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -123,6 +124,17 @@ class AdamW:
             self.moments[i] = (xp.array(m), xp.array(state["v"][i]))
         for group, saved in zip(self.groups, state["groups"], strict=True):
             group.update(saved)
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, group in enumerate(self.groups):
+            shapes = Counter(f"{p.shape} {p.dtype.name}" for p in group["params"])
+            numbers = ", ".join(f"{key}={value}" for key, value in _without_params(group).items())
+            lines.append(f"  group {i}: {', '.join(f'{n} x {shape}' for shape, n in shapes.items())}; {numbers}")
+        total = sum(p.size for group in self.groups for p in group["params"])
+        nbytes = sum(m.nbytes + v.nbytes for m, v in self.moments.values())
+        last = f"  {total:,} numbers train; {max(self.steps.values(), default=0)} steps, moments {nbytes:,} bytes"
+        return "\n".join([f"{type(self).__name__}(", *lines, last, ")"])
 
 
 def _without_params(group: dict[str, Any]) -> dict[str, Any]:

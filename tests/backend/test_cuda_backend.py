@@ -20,6 +20,7 @@ from tests.cuda_on_cpu import needs_compiler  # noqa: E402
 from tests.fake_cupy import OutOfMemoryError, cupy, pool, the_device  # noqa: E402
 from tinyllm.backend import BACKENDS  # noqa: E402
 from tinyllm.backend.cuda import overrides as cuda  # noqa: E402
+from tinyllm.backend.cuda import single  # noqa: E402
 from tinyllm.backend.cuda.gemm import stacked_matmul  # noqa: E402
 from tinyllm.backend.device import to_host  # noqa: E402
 from tinyllm.data import (  # noqa: E402
@@ -326,7 +327,7 @@ def test_a_fused_override_steps_aside_for_a_replaced_part(part, call, dtype):
 def test_every_override_has_a_specification_with_its_parameters():
     for name, function in cuda.OVERRIDES.items():
         if name == "matmul":  # chosen for every dtype, by nothing in between
-            own = inspect.unwrap(function, stop=lambda f: f.__code__.co_filename == cuda.__file__)
+            own = inspect.unwrap(function, stop=lambda f: f.__code__.co_filename == single.__file__)
             assert own.__code__.co_varnames[:4] == ("xp", "a", "b", "out")
             continue
         own = function.__closure__[[*function.__code__.co_freevars].index("function")].cell_contents

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.strategies import shapes
-from tinyllm.backend import ghost
+from tinyllm.backend import device
 from tinyllm.backend.ghost import Ghost, GhostModule, haunted
+from tinyllm.backend.ghost import backend as ghost_backend
+from tinyllm.backend.ghost import meter as meters
 from tinyllm.backend.table import BACKENDS, of
 
 dtypes = st.sampled_from(["float32", "float64", "int64", "uint8", "bool"])
@@ -145,13 +147,14 @@ def test_ghosts_are_gone_afterwards():
     with haunted() as inner:
         Ghost(100)
         assert inner.peak == 400
-    assert ghost.METER is not inner and "ghost" in BACKENDS  # the fixture's block goes on
+    assert meters.in_force is not inner and "ghost" in BACKENDS  # the fixture's block goes on
 
 
 def test_the_backend_leaves_with_them():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ghost, "METER", ghost.NOBODY)
-        patch.setattr(ghost, "BACKENDS", {"numpy": BACKENDS["numpy"]})
+        patch.setattr(meters, "in_force", meters.NOBODYS)
+        patch.setattr(device, "_instead", None)
+        patch.setattr(ghost_backend, "BACKENDS", {"numpy": BACKENDS["numpy"]})
         with haunted():
-            assert "ghost" in ghost.BACKENDS
-        assert list(ghost.BACKENDS) == ["numpy"]
+            assert "ghost" in ghost_backend.BACKENDS and device.backend().name == "ghost"
+        assert list(ghost_backend.BACKENDS) == ["numpy"] and device.backend().name == "numpy"

@@ -460,14 +460,14 @@ def test_a_product_with_a_vector_is_numpys(a, b):
 @pytest.mark.parametrize("second", [(500, 700), (4, 500, 700)])
 def test_several_threads_work_at_a_stack_of_products(several, monkeypatch, second):
     rng, pieces = np.random.default_rng(0), []
-    monkeypatch.setattr(cpu, "share", lambda work, them: (pieces.extend(them), share(work, them)))
+    monkeypatch.setattr(be, "share", lambda work, them: (pieces.extend(them), share(work, them)))
     be.matmul(normal(rng, 4, 300, 500), normal(rng, *second))
     assert len(pieces) >= 2
 
 
 def test_several_threads_work_at_a_short_batch_with_one_key_head(several, monkeypatch):
     rng, pieces = np.random.default_rng(0), []
-    monkeypatch.setattr(cpu, "share", lambda work, them: (pieces.extend(them), share(work, them)))
+    monkeypatch.setattr(be, "share", lambda work, them: (pieces.extend(them), share(work, them)))
     q, k = normal(rng, 2, 6, 256, 64), normal(rng, 2, 1, 256, 64)
     be.attention(q, k, k, 0.125, None)
     assert len(pieces) == 2  # on three threads

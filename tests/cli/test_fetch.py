@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -130,8 +129,9 @@ def test_without_pip(pinned, capsys, monkeypatch):
 def test_the_originals_are_other_numbers(pinned, capsys, monkeypatch, tmp_path):
     asked = {}
 
-    def snapshot_download(name, allow_patterns, local_dir):
+    def snapshot_download(name, allow_patterns, ignore_patterns, local_dir):
         asked.update(name=name, local_dir=local_dir)
+        assert {"LICENSE*", "*.safetensors"} < set(allow_patterns) and "*/*" in ignore_patterns
         return "/a/folder"
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
@@ -146,7 +146,7 @@ def test_the_originals_are_other_numbers(pinned, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", offline)
     assert main(["fetch", "smollm2-135m", "--source", "hub"]) == 1
     said = capsys.readouterr().err
-    assert "no route" in said and said.count("\n") == 1
+    assert "no route" in said and "instead: tinyllm fetch smollm2-135m" in said and said.count("\n") == 1
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "smollm2-135m", "--source", "hub"]) == 1
     assert "pip install 'tinyllm-engine[hub]'" in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_fine_tuning_takes_one_line(tmp_path, pinned, capsys):
 
 
 def test_the_learning_rate_goes_with_the_model():
-    rate = lambda model, method: finetune.default_lr(argparse.Namespace(model=model, method=method))
+    rate = finetune.default_lr
     assert [rate(model, "lora") for model in ("base", "smollm2-135m", "a/folder")] == [1e-2, 1e-3, 2e-4]
     assert [rate(model, "full") for model in ("base", "smollm2-135m", "a/folder")] == [1e-3, 2e-5, 2e-5]
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cuda_on_cpu import ORDERS, needs_compiler, settings
 from tests.fake_cupy import cupy
-from tinyllm.backend.cuda import overrides as cuda
+from tinyllm.backend.cuda import nf4 as cuda
 from tinyllm.backend.cuda.kernels import kernel
 from tinyllm.backend.double_quant import dynamic_map
 from tinyllm.backend.nf4 import NF4_LEVELS, NF4_MIDPOINTS, nf4_dequantize, nf4_quantize

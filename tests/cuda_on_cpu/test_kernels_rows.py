@@ -13,7 +13,8 @@ import pytest
 
 from tests.cuda_on_cpu import ORDERS, needs_compiler, settings
 from tests.fake_cupy import cupy
-from tinyllm.backend.cuda import overrides as cuda
+from tinyllm.backend.cuda import attention, nf4, single
+from tinyllm.backend.cuda import rows as by_rows
 from tinyllm.backend.cuda.overrides import SPECIFICATION
 from tinyllm.backend.random import raw_words
 
@@ -59,8 +60,8 @@ def test_rms_norm(dtype, order):
     for n in ROWS:
         x, w, g = draw(rng, dtype, 3, n), draw(rng, "float32", n), draw(rng, dtype, 3, n)
         with settings(order=order):
-            y, inverse = cuda.rms_norm(cupy, *on(x, w), 1e-5)
-            gx = cuda.rms_norm_backward(cupy, *on(g, x, w), inverse)
+            y, inverse = by_rows.rms_norm(cupy, *on(x, w), 1e-5)
+            gx = by_rows.rms_norm_backward(cupy, *on(g, x, w), inverse)
         wanted, r = spec["rms_norm"](np, *wide(x, w), 1e-5)
         check(y, wanted, np.abs(wanted), dtype)
         check(inverse, r, r, "float32")
@@ -75,14 +76,14 @@ def test_layer_norm(dtype):
     for n in ROWS:
         x, w, b, g = draw(rng, dtype, 2, n), draw(rng, "float32", n), draw(rng, "float32", n), draw(rng, dtype, 2, n)
         x += DTYPES[dtype](3)
-        y, mean, inverse = cuda.layer_norm(cupy, *on(x, w, b), 1e-3)
+        y, mean, inverse = by_rows.layer_norm(cupy, *on(x, w, b), 1e-3)
         X, W, B, G = wide(x, w, b, g)
         wanted, m, r = spec["layer_norm"](np, X, W, B, 1e-3)
         # An error of the mean, of eps * mean|x|, moves every element by r w; the variance feels it twice.
         size = np.abs(W) * r * (np.abs(X) + np.abs(X).mean(-1, keepdims=True) * (1 + np.abs(X - m) * r)) + np.abs(B)
         check(y, wanted, size, dtype)
         check(mean, m, np.abs(X).mean(-1, keepdims=True), "float32")
-        gx = cuda.layer_norm_backward(cupy, *on(g, x, w), mean, inverse)
+        gx = by_rows.layer_norm_backward(cupy, *on(g, x, w), mean, inverse)
         m, r = mean.get().astype(np.float64), inverse.get().astype(np.float64)
         Z, H = np.abs(X - m) * r + r * np.abs(X), np.abs(G * W)
         size = r * (H + H.mean(-1, keepdims=True) + Z * (H * Z).mean(-1, keepdims=True))
@@ -96,8 +97,8 @@ def test_softmax(dtype, order):
     for n in ROWS:
         x, g = draw(rng, dtype, 3, n, scale=4), draw(rng, dtype, 3, n)
         with settings(order=order):
-            y = cuda.softmax(cupy, *on(x))
-            gx = cuda.softmax_backward(cupy, *on(g), y)
+            y = by_rows.softmax(cupy, *on(x))
+            gx = by_rows.softmax_backward(cupy, *on(g), y)
         X, G = wide(x, g)
         wanted = spec["softmax"](np, X)
         check(y, wanted, wanted * (1 + np.abs(X - X.max(-1, keepdims=True))), dtype)
@@ -113,14 +114,14 @@ def test_cross_entropy(dtype):
         x, g = draw(rng, dtype, 4, n, scale=5), draw(rng, "float32", 4)
         x[0, 0] = 60
         targets = np.array([0, n - 1, -100, n // 2])
-        losses, lse = cuda.cross_entropy(cupy, *on(x, targets))
+        losses, lse = by_rows.cross_entropy(cupy, *on(x, targets))
         X, G = wide(x, g)
         wanted, total = spec["cross_entropy"](np, X, targets)
         size = (1 + np.abs(X).max(-1)) * (targets >= 0)
         check(losses, wanted, size, "float32")
         check(lse, total, 1 + np.abs(X).max(-1), "float32")
         before = x.copy()
-        gx = cuda.cross_entropy_backward(cupy, *on(g, x, targets), lse)
+        gx = by_rows.cross_entropy_backward(cupy, *on(g, x, targets), lse)
         assert np.array_equal(x, before)
         L = lse.get().astype(np.float64)
         P = np.exp(X - L[:, None])
@@ -133,20 +134,20 @@ def test_logits_that_are_no_numbers():
     x[0, :40] = -np.inf  # a masked vocabulary is a number all the same
     x[1, 33] = np.nan  # alone with its thread
     targets = np.array([69, 0, 1])
-    losses, _ = cuda.cross_entropy(cupy, *on(x, targets))
+    losses, _ = by_rows.cross_entropy(cupy, *on(x, targets))
     with np.errstate(all="ignore"):
         wanted, _ = spec["cross_entropy"](np, x, targets)
     losses = losses.get()
     assert np.isnan(losses).tolist() == np.isnan(wanted).tolist() == [False, True, False]
     assert abs(losses[0] - wanted[0]) <= 8 * np.finfo(np.float32).eps * wanted[0]
-    y = cuda.softmax(cupy, *on(x)).get()
+    y = by_rows.softmax(cupy, *on(x)).get()
     assert (y[0, :40] == 0).all() and np.isnan(y[1]).all() and abs(y[2].sum() - 1) < 1e-6
 
 
 @each
 @pytest.mark.parametrize("starts", [False, True])
 def test_attention_and_its_gradients(dtype, starts, monkeypatch):
-    monkeypatch.setattr(cuda, "QUERIES", 32)  # so that small arrays take several tiles
+    monkeypatch.setattr(attention, "QUERIES", 32)  # so that small arrays take several tiles
     rng = np.random.default_rng(5)
     for heads, kv, time, keys, n in ((4, 2, 3, 5, 8), (2, 2, 1, 33, 4), (2, 1, 65, 65, 8), (1, 1, 1, 1, 2)):
         q, k, v = (
@@ -162,11 +163,11 @@ def test_attention_and_its_gradients(dtype, starts, monkeypatch):
             else None
         )
         Q, K_, V, G = wide(q, k, v, g)
-        y = cuda.attention(cupy, *on(q, k, v), 0.3, *on(at))
+        y = attention.attention(cupy, *on(q, k, v), 0.3, *on(at))
         limit = 4 * HALF_ULP[dtype] * np.abs(V).max()  # a convex sum of values, from probabilities of that dtype
         assert y.dtype.name == dtype
         assert np.abs(y.get().astype(float) - spec["attention"](np, Q, K_, V, 0.3, at)).max() <= limit + 64 * 2.0**-24
-        got = cuda.attention_backward(cupy, *on(g, q, k, v), 0.3, *on(at))
+        got = attention.attention_backward(cupy, *on(g, q, k, v), 0.3, *on(at))
         wanted = spec["attention_backward"](np, G, Q, K_, V, 0.3, at)
         for a, b in zip(got, wanted, strict=True):
             # A gradient is a sum of at most `time * heads` or `keys` products, each with three rounded factors.
@@ -186,13 +187,13 @@ def test_pointwise(dtype):
         x[: n // 4] *= DTYPES[dtype](10)
         X, G, U = wide(x, g, up)
         S = 1 / (1 + np.exp(-X))
-        check(cuda.silu_mul(cupy, *on(x, up)), X * S * U, np.abs(X * S * U) * (1 + np.abs(X)), dtype)
-        a, b = cuda.silu_mul_backward(cupy, *on(g, x, up))
+        check(single.silu_mul(cupy, *on(x, up)), X * S * U, np.abs(X * S * U) * (1 + np.abs(X)), dtype)
+        a, b = single.silu_mul_backward(cupy, *on(g, x, up))
         check(a, G * U * S * (1 + X * (1 - S)), np.abs(G * U) * S * (1 + np.abs(X)) ** 2, dtype)
         check(b, G * X * S, np.abs(G * X) * S * (1 + np.abs(X)), dtype)
         for approximate in (False, True):
-            y = cuda.gelu(cupy, *on(x), approximate)
-            gx = cuda.gelu_backward(cupy, *on(g, x), approximate)
+            y = single.gelu(cupy, *on(x), approximate)
+            gx = single.gelu_backward(cupy, *on(g, x), approximate)
             check(y, spec["gelu"](np, X, approximate), np.abs(X), dtype)
             check(gx, spec["gelu_backward"](np, G, X, approximate), np.abs(G) * (1 + np.abs(X)) ** 3, dtype)
 
@@ -207,7 +208,7 @@ def test_rope(dtype, tables):
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
         X, C, S = wide(x, cos, sin)
         size = np.abs(X).max() * np.ones(x.shape)
-        check(cuda.rope(cupy, *on(x, cos, sin)), spec["rope"](np, X, C, S), size, dtype)
+        check(single.rope(cupy, *on(x, cos, sin)), spec["rope"](np, X, C, S), size, dtype)
 
 
 @each
@@ -217,7 +218,7 @@ def test_embedding_grad(dtype, order):
     for count, n in ((1, 1), (31, 33), (65, 300), (300, 7)):
         g, ids = draw(rng, dtype, count, n), rng.integers(0, 5, count)
         with settings(order=order):
-            y = cuda.embedding_grad(cupy, *on(g, ids), 6)
+            y = single.embedding_grad(cupy, *on(g, ids), 6)
         size = spec["embedding_grad"](np, np.abs(g.astype(np.float64)), ids, 6)
         check(y, spec["embedding_grad"](np, g.astype(np.float64), ids, 6), size * count**0.5, dtype)
 
@@ -226,12 +227,12 @@ def test_embedding_grad(dtype, order):
 def test_dropout_masks_are_the_cpus(dtype):
     for n in (1, 15, 16, 17, 1000):
         for state in ((0, 0), (2**64 - 1, 2**64 - 3), (123, 2**63)):
-            got = cuda.dropout_mask(cupy, state, (n,), 0.3, DTYPES[dtype]).get()
+            got = single.dropout_mask(cupy, state, (n,), 0.3, DTYPES[dtype]).get()
             wanted = spec["dropout_mask"](np, state, (n,), 0.3, np.float32)
             np.testing.assert_array_equal(got, wanted.astype(DTYPES[dtype]))
     # An element whose bits are the threshold itself stays: p is chosen to be the third element's own.
     p = int(raw_words((5, 6), 1)[0] >> np.uint64(32) & np.uint64(0xFFFF)) / 65536
-    assert cuda.dropout_mask(cupy, (5, 6), (4,), p, DTYPES[dtype]).get()[2] > 0
+    assert single.dropout_mask(cupy, (5, 6), (4,), p, DTYPES[dtype]).get()[2] > 0
 
 
 def test_adamw():
@@ -242,7 +243,7 @@ def test_adamw():
         numbers = 3, 1e-2, 0.9, 0.99, 1e-8, 0.1
         W, G, M, V = wide(w, g, m, v)
         on_card = on(w, g, m, v)
-        cuda.adamw_step(cupy, *on_card, *numbers)
+        single.adamw_step(cupy, *on_card, *numbers)
         spec["adamw_step"](np, W, G, M, V, *numbers)
         check(on_card[0], W, np.abs(W) + 1e-2 * np.abs(M) / np.sqrt(V) * 10, "float32")
         check(on_card[2], M, np.abs(m) + np.abs(g), "float32")
@@ -259,7 +260,7 @@ def test_nf4_matvec(dtype, order):
         absmax = rng.random(-(-outputs * n // block)).astype(np.float32)
         x = draw(rng, dtype, rows, n)
         with settings(order=order):
-            y = cuda.nf4_matvec(cupy, *on(x, packed, absmax), block, outputs)
+            y = nf4.nf4_matvec(cupy, *on(x, packed, absmax), block, outputs)
         w = spec["nf4_dequantize"](np, packed, absmax, block, outputs * n).reshape(outputs, n).astype(np.float64)
         X = x.astype(np.float64)
         check(y, X @ w.T, np.abs(X) @ np.abs(w).T, dtype)

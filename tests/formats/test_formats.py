@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats import atomic, safetensors_file
 from tinyllm.formats.safetensors_file import CODES, read, read_header, write
-from tinyllm.frozen.half import HalfWeight
 
-dtypes = st.sampled_from([d for d in CODES])
+dtypes = st.sampled_from([d for d in CODES if d != BFLOAT16])
 arrays = dtypes.flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)))
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda n: n != "__metadata__")
 
@@ -53,9 +53,17 @@ def test_layouts_and_byte_orders_do_not_matter(tmp_path):
 
 def test_bfloat16_bits_survive(tmp_path):
     bits = np.arange(0, 65536, 7, dtype=np.uint16)  # NaN payloads among them
-    write(tmp_path / "a", {"w": HalfWeight(bits, "bfloat16")})
+    write(tmp_path / "a", {"w": bits.view(BFLOAT16)})
     assert read_header(tmp_path / "a")["w"] == ("BF16", bits.shape)
-    assert np.array_equal(read(tmp_path / "a")[0]["w"].bits, bits)
+    assert np.array_equal(read(tmp_path / "a")[0]["w"].view(np.uint16), bits)
+
+
+def test_bfloat16_bits_are_taken_for_nothing_else(tmp_path):
+    write(tmp_path / "a", {"w": np.ones(3, np.uint16).view(BFLOAT16)})
+    w = read(tmp_path / "a")[0]["w"]
+    for use in (lambda: w.astype(np.float32), lambda: w + w, lambda: np.add(w, 1), lambda: np.asarray(w, np.float64)):
+        with pytest.raises((TypeError, ValueError)):
+            use()
 
 
 @pytest.mark.parametrize("bad", [np.array(["a"]), np.array([None]), np.zeros(2, np.complex128), 3.0])

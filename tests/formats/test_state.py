@@ -103,6 +103,32 @@ def test_a_damaged_nf4_weight_is_one_sentence(tmp_path, part):
                 load(tmp_path / "f")
 
 
+@pytest.mark.parametrize(
+    "part, change",
+    [
+        ("about", {"quant_type": "fp4"}), ("about", {"blocksize": 128}), ("about", {"blocksize": 64.5}),
+        ("about", {"blocksize": 0}), ("about", {"shape": [96, 65]}), ("about", {"shape": "ab"}), ("about", "[" * 99999),
+        ("about", {"nested_blocksize": 128}), ("about", {"nested_offset": "x"}),
+        (".quant_map", lambda a: a[::-1]), (".nested_quant_map", lambda a: a[::-1]),
+        (".absmax", lambda a: a.astype(np.float32)), (".nested_absmax", lambda a: a.astype(np.float64)),
+        (".nested_absmax", lambda a: np.tile(a, 2)),
+    ],
+)  # fmt: skip
+def test_a_description_that_lies_is_one_sentence(tmp_path, part, change):
+    save({"w": NF4Weight.quantize(draw((96, 64)))}, tmp_path / "f")
+    arrays, _ = safetensors_file.read(tmp_path / "f")
+    key = "w.quant_state.bitsandbytes__nf4" if part == "about" else "w" + part
+    if part == "about":
+        about = arrays[key].tobytes().decode()
+        about = json.dumps(json.loads(about) | change) if isinstance(change, dict) else change
+        arrays[key] = np.frombuffer(about.encode(), np.uint8)
+    else:
+        arrays[key] = change(arrays[key])
+    safetensors_file.write(tmp_path / "f", arrays)
+    with pytest.raises(ValueError, match="NF4 weight w in .* get or write it again"):
+        load(tmp_path / "f")
+
+
 @pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16", "nf4"])
 def test_a_whole_model(tmp_path, storage):
     model, other = (

@@ -22,6 +22,7 @@ from tinyllm.inspect.plan import _train, ghost_model, plan
 from tinyllm.lora import apply_lora
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import DecoderConfig, llama_shape
+from tinyllm.models.head import chunk_rows
 
 STORAGES = ["float32", "float16", "bfloat16", "nf4"]
 
@@ -131,6 +132,15 @@ def test_full_training_holds_four_floats_a_weight():
     assert 2 * planned.base <= planned.optimizer < 2.6 * planned.base  # the update of one weight is being made
     assert planned.adapters == 0 and planned.share == 1
     assert min(planned.by_category().values()) >= 0  # no byte is counted in two places
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
+def test_logits_and_unpacked_tiles_are_counted_as_such(threads):
+    config = DecoderConfig(9000, 64, 1, max_seq_len=400, **llama_shape(tie_embeddings=False))
+    planned = plan(config, "lora", storage="bfloat16", batch_size=2, seq_len=400)
+    logits = 4 * 9000 * chunk_rows(800, 9000, 4)
+    assert planned.tiles == 4 * 9000 * 64 and logits < planned.head < 1.1 * logits
+    assert planned.activations < logits / 4
 
 
 def test_a_float_copy_of_a_frozen_layer_would_be_noticed(monkeypatch):

@@ -87,7 +87,7 @@ def tensors(folder):
     arrays: dict = {}
     for path in folder.glob("*.safetensors"):
         arrays |= safetensors_file.read(path)[0]
-    return {key: getattr(array, "bits", array) for key, array in arrays.items()}
+    return arrays
 
 
 def same_bytes(a, b):

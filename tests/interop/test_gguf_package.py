@@ -18,6 +18,7 @@ from gguf_files import TEXT, byte_level, described, layout, random_blocks, spm_m
 
 from tinyllm.data.tokenizer import Tokenizer  # noqa: E402
 from tinyllm.formats import gguf_file  # noqa: E402
+from tinyllm.models import DecoderModel  # noqa: E402
 from tinyllm.models.checkpoints.gguf import load_gguf  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(0, 40, (2, 17))
@@ -67,7 +68,7 @@ def test_transformers_reads_the_same_model(tmp_path, architecture, tied):
     heads = {"num_heads": 3, "num_kv_heads": 1, "head_dim": 128} if architecture == "qwen3" else {}
     model = tiny(architecture, tie_embeddings=tied, rope_theta=3e4, norm_eps=1e-4, **heads)
     path = written(tmp_path / "m.gguf", architecture, *described(model, architecture))
-    ours, theirs = load_gguf(path)(IDS).data, theirs_of(path)
+    ours, theirs = load_gguf(DecoderModel, path)(IDS).data, theirs_of(path)
     np.testing.assert_array_equal(ours, model(IDS).data)
     assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
     assert (ours.argmax(-1) == theirs.argmax(-1)).all()
@@ -83,7 +84,7 @@ def test_a_quantised_model_has_the_same_logits(tmp_path, kind):
             tensors[name] = (kind, array.shape, raw.tobytes())
     path = tmp_path / "m.gguf"
     path.write_bytes(layout({**metadata, "llama.vocab_size": 40, "general.quantization_version": 2}, tensors))
-    ours, theirs = load_gguf(path)(IDS).data, theirs_of(path)
+    ours, theirs = load_gguf(DecoderModel, path)(IDS).data, theirs_of(path)
     assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
 
 
@@ -105,7 +106,7 @@ def test_weights_are_what_the_package_reads(tmp_path, kind):
     writer.close()
     tensor = gguf.GGUFReader(tmp_path / "m.gguf").tensors[0]
     expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    ours = gguf_file.read(tmp_path / "m.gguf", gguf_file.read_header(tmp_path / "m.gguf").tensors["w"])
+    ours = gguf_file.read_tensor(tmp_path / "m.gguf", gguf_file.read_header(tmp_path / "m.gguf").tensors["w"])
     np.testing.assert_array_equal(ours.view(np.uint32), np.asarray(expected, np.float32).view(np.uint32))
 
 

@@ -41,7 +41,7 @@ def test_all_272_tensors_are_what_the_package_reads():
     assert len(tensors) == 272 and {e.kind for e in tensors.values()} == {"F32", "Q4_1", "Q8_0"}
     for tensor in gguf.GGUFReader(FILE).tensors:
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        got = gguf_file.read(FILE, tensors[tensor.name])
+        got = gguf_file.read_tensor(FILE, tensors[tensor.name])
         assert got.shape == expected.shape
         assert (got.view(np.uint32) == expected.view(np.uint32)).all(), tensor.name
 

@@ -18,6 +18,7 @@ from tinyllm.cli import main
 from tinyllm.formats import gguf_file
 from tinyllm.frozen import store
 from tinyllm.models import DecoderModel
+from tinyllm.models.build import storages
 from tinyllm.models.checkpoints.gguf import load_gguf, unpermute
 from tinyllm.models.config import RopeScaling
 from tinyllm.models.positions import rope_frequencies
@@ -80,7 +81,7 @@ def test_floats_are_read_exactly(tmp_path, kind):
     array[0, :4] = [0.0, -0.0, 1e-7, 6e4]
     path = tmp_path / "m.gguf"
     path.write_bytes(layout({}, {"a": np.ones(3, np.float32), "w": (kind, array.shape, encode(array, kind))}))
-    got = gguf_file.read(path, gguf_file.read_header(path).tensors["w"])
+    got = gguf_file.read_tensor(path, gguf_file.read_header(path).tensors["w"])
     expected = {
         "F32": array, "F16": array.astype(np.float16).astype(np.float32),
         "BF16": from_bfloat16((array.view(np.uint32) >> 16).astype(np.uint16)),
@@ -98,7 +99,7 @@ def test_blocks_are_what_the_official_package_makes_of_them(tmp_path, monkeypatc
     shape = (7, 3 * gguf_file.BLOCKS[kind][0])
     path = tmp_path / "m.gguf"
     path.write_bytes(layout({}, {"w": (kind, shape, raw.tobytes())}))
-    got = gguf_file.read(path, gguf_file.read_header(path).tensors["w"])
+    got = gguf_file.read_tensor(path, gguf_file.read_header(path).tensors["w"])
     expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
@@ -110,7 +111,7 @@ def test_a_block_by_hand(tmp_path):
     raw = np.array([0.5, -3.0], "<f2").tobytes() + (codes[:16] | codes[16:] << 4).astype(np.uint8).tobytes()
     path = tmp_path / "m.gguf"
     path.write_bytes(layout({}, {"w": ("Q4_1", (1, 32), raw)}))
-    got = gguf_file.read(path, gguf_file.read_header(path).tensors["w"])
+    got = gguf_file.read_tensor(path, gguf_file.read_header(path).tensors["w"])
     np.testing.assert_array_equal(got[0], codes * 0.5 - 3)
 
 
@@ -130,9 +131,9 @@ def test_blocks_without_the_package_say_what_to_install(tmp_path, monkeypatch):
     path.write_bytes(layout({}, {"w": ("Q8_0", (1, 32), bytes(34)), "f": np.ones((1, 2), np.float32)}))
     without_the_package(monkeypatch)
     tensors = gguf_file.read_header(path).tensors
-    assert gguf_file.read(path, tensors["f"]).tolist() == [[1, 1]]
+    assert gguf_file.read_tensor(path, tensors["f"]).tolist() == [[1, 1]]
     with pytest.raises(ImportError, match=r"Q8_0 .*pip install 'tinyllm-engine\[gguf\]'"):
-        gguf_file.read(path, tensors["w"])
+        gguf_file.read_tensor(path, tensors["w"])
 
 
 def test_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -150,9 +151,9 @@ def test_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("storage", ["float16", "bfloat16", "nf4"])
 def test_storage_converts_each_weight_as_ever(tmp_path, storage):
     model = tiny("llama")
-    got = load_gguf(write(tmp_path / "m.gguf", model, "llama"), storage)
+    got = load_gguf(DecoderModel, write(tmp_path / "m.gguf", model, "llama"), storage)
     for name, w in model.named_weights():
-        kept = DecoderModel.storage_of(name, storage)
+        kept = storages(model, storage)[name]
         expected = np.asarray(w.data) if kept == "float32" else store(np.asarray(w.data), kept).dense()
         now = got.get(name) if kept == "float32" else None
         dense = np.asarray(now.data) if now is not None else dict(got.named_weights())[name].dense()
@@ -162,9 +163,9 @@ def test_storage_converts_each_weight_as_ever(tmp_path, storage):
 def test_no_more_than_one_weight_is_float_at_a_time(tmp_path):
     path = write(tmp_path / "m.gguf", tiny("llama", num_layers=12, hidden_size=144, intermediate_size=512), "llama")
     largest = 144 * 512 * 4
-    load_gguf(path, "nf4")  # what is imported and cached on the way
+    load_gguf(DecoderModel, path, "nf4")  # what is imported and cached on the way
     tracemalloc.start()
-    model = load_gguf(path, "nf4")
+    model = load_gguf(DecoderModel, path, "nf4")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     stored = sum(w.nbytes if hasattr(w, "nbytes") else w.data.nbytes for _, w in model.named_weights())
@@ -181,13 +182,13 @@ def test_llama_3_factors_are_understood(tmp_path, factor):
     assert len(set(tensors["rope_freqs.weight"].tolist())) > 2  # all three regions
     path = tmp_path / "m.gguf"
     path.write_bytes(layout(metadata, tensors))
-    got = load_gguf(path)
+    got = load_gguf(DecoderModel, path)
     assert got.config.rope_scaling == scaling
     np.testing.assert_array_equal(got(IDS).data, model(IDS).data)
     tensors["rope_freqs.weight"][-2] *= 1.01
     path.write_bytes(layout(metadata, tensors))
     with pytest.raises(ValueError, match="rope_freqs.weight.* not Llama 3's"):
-        load_gguf(path)
+        load_gguf(DecoderModel, path)
 
 
 REFUSED = {
@@ -232,7 +233,7 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path, change):
         given = float(given) if "." in given else int(given)
     path = write(tmp_path / "m.gguf", tiny("llama"), "llama", **{key: given})
     with pytest.raises(ValueError, match=REFUSED[change]) as raised:
-        load_gguf(path)
+        load_gguf(DecoderModel, path)
     assert str(path) in str(raised.value) or "num_heads" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -257,7 +258,7 @@ def test_what_changes_nothing_passes(tmp_path, change):
     path = tmp_path / "m.gguf"
     kept = {key: value for key, value in metadata.items() if value is not None}
     path.write_bytes(layout(kept, tensors, alignment=kept.get("general.alignment", 32)))
-    same(bits(load_gguf(path)), bits(model))
+    same(bits(load_gguf(DecoderModel, path)), bits(model))
 
 
 def test_an_unknown_tensor_and_an_unknown_kind_are_named(tmp_path):
@@ -265,10 +266,10 @@ def test_an_unknown_tensor_and_an_unknown_kind_are_named(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(layout(metadata, {**tensors, "blk.0.attn_q.bias": np.ones(72, np.float32)}))
     with pytest.raises(ValueError, match="has besides blk.0.attn_q.bias"):
-        load_gguf(path)
+        load_gguf(DecoderModel, path)
     path.write_bytes(layout(metadata, {**tensors, "output.weight": ("IQ4_XS", (40, 256), bytes(40 * 136))}))
     with pytest.raises(ValueError, match="output.weight as IQ4_XS, which is not understood; get .* Q4_0"):
-        load_gguf(path)
+        load_gguf(DecoderModel, path)
 
 
 # Hostile files. A header of a small model, and what can be done to it.
@@ -287,7 +288,7 @@ def attempt(path, raw):
     path.write_bytes(raw)
     tracemalloc.start()
     try:
-        load_gguf(path)
+        load_gguf(DecoderModel, path)
     except ValueError as error:
         assert "\n" not in str(error) and len(str(error)) < 1000
         return str(error)
@@ -370,14 +371,14 @@ CORPUS = {
 def test_corpus(place, said):
     place.write_bytes(CORPUS[said])
     with pytest.raises(ValueError, match=said):
-        load_gguf(place)
+        load_gguf(DecoderModel, place)
 
 
 def test_a_header_without_end_is_not_believed(place, monkeypatch):
     monkeypatch.setattr(gguf_file, "HEADER_LIMIT", 1000)
     place.write_bytes(of_entries(metadata=text("key") + struct.pack("<IIQ", 9, 4, 1000), count=1, data=9000))
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
-        load_gguf(place)
+        load_gguf(DecoderModel, place)
 
 
 def test_values_that_are_not_finite(tmp_path):
@@ -386,7 +387,7 @@ def test_values_that_are_not_finite(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(layout(metadata, tensors))
     with pytest.raises(ValueError, match="blk.1.ffn_up.weight with values that are not finite"):
-        load_gguf(path)
+        load_gguf(DecoderModel, path)
 
 
 def test_no_file(tmp_path):

@@ -40,7 +40,8 @@ def asked(monkeypatch, tmp_path):
     for path in [*(tmp_path / "blobs").iterdir(), *assets.path("base").glob("tokenizer*")]:
         (snapshot / path.name).symlink_to(path)
 
-    def snapshot_download(name, allow_patterns, ignore_patterns):
+    def snapshot_download(name, allow_patterns, ignore_patterns, local_dir):
+        assert local_dir is None
         calls.append((name, allow_patterns, ignore_patterns))
         if name != NAME:
             raise RepositoryNotFoundError("404 Client Error.\n\nRepository Not Found")

@@ -7,6 +7,8 @@ holds. CuPy is imported only when somebody asks for it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -19,6 +21,7 @@ from tinyllm.backend.table import of as backend_of
 GO_ON = "Use the device 'cpu' to go on without a GPU."
 
 _device = "cpu"
+_instead: Backend | None = None  # see `making_arrays_of`
 
 
 class BackendUnavailable(RuntimeError):
@@ -32,9 +35,18 @@ def device() -> str:
 
 def backend() -> Backend:
     """The backend of the device in use: where a new array belongs."""
-    if "ghost" in BACKENDS:  # a run that only counts bytes, see `backend/ghost.py`
-        return BACKENDS["ghost"]
-    return BACKENDS["cuda" if _device == "cuda" else "numpy"]
+    return _instead or BACKENDS["cuda" if _device == "cuda" else "numpy"]
+
+
+@contextmanager
+def making_arrays_of(backend: Backend) -> Iterator[None]:
+    """A ``with`` block in which new arrays are this backend's, whatever the device."""
+    global _instead
+    before, _instead = _instead, backend
+    try:
+        yield
+    finally:
+        _instead = before
 
 
 def as_dtype(dtype: Any) -> numpy.dtype:

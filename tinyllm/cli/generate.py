@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from tinyllm.cli.options import add_base_storage, add_model, load_base, model_folder
+from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, model_folder
+from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.generate import stream
 from tinyllm.lora.peft.adapter import load_adapter
 from tinyllm.lora.verbs import merge_lora
@@ -30,28 +33,39 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    model, tokenizer, base = load_base(args)
+    name, warning = choose_model(args.model, args.adapter)
+    model, tokenizer, base = load_base(name, args.adapter, args.base_storage, args.device, args.dtype)
     if args.adapter:
         load_adapter(model, args.adapter)
         merge_lora(model)
-    prompt = args.prompt.replace("\\n", "\n")
-    stop: tuple[int, ...] = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    if args.chat is not None:
-        turn = {"role": "user", "content": args.chat}
-        prompt = "".join(text for text, _ in tokenizer.apply_chat([turn], add_generation_prompt=True))
-        stop = tokenizer.stop_ids
-    settings, notes = sampling(args)
+    prompt, stop = prompt_of(tokenizer, args.prompt, args.chat)
+    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None}
+    settings, notes = sampling(model_folder(name), given)
     stop = tuple(dict.fromkeys([*stop, *settings.pop("stop", ())]))
     prompt_ids = tokenizer.encode(prompt)
     tokens = stream(  # bad input is refused here, before anything is written
         model, prompt_ids, args.max_new_tokens, stop=stop, seed=args.seed, **settings
     )
-    for note in notes:
-        print(note, file=sys.stderr)
-    if args.adapter:
-        print(base, file=sys.stderr)
+    for line in [*notes, *([base + warning] if args.adapter else [])]:
+        print(line, file=sys.stderr)
     if args.chat is None:
         sys.stdout.write(prompt)
+    count = write(tokens, tokenizer)
+    if len(prompt_ids) + count == model.config.max_seq_len and count < args.max_new_tokens:
+        print(f"the model's context of {model.config.max_seq_len} tokens ended the text", file=sys.stderr)
+
+
+def prompt_of(tokenizer: Tokenizer, prompt: str, chat: str | None) -> tuple[str, tuple[int, ...]]:
+    """The text to continue, and the tokens that end what is written: of a conversation, or of a plain text."""
+    if chat is None:
+        return prompt.replace("\\n", "\n"), () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    turn = {"role": "user", "content": chat}
+    text = "".join(part for part, _ in tokenizer.apply_chat([turn], add_generation_prompt=True))
+    return text, tokenizer.stop_ids
+
+
+def write(tokens: Iterable[int], tokenizer: Tokenizer) -> int:
+    """Write the text as its tokens come; returns how many they were."""
     ids: list[int] = []
     shown = ""
     for token in tokens:
@@ -62,15 +76,13 @@ def run(args: argparse.Namespace) -> None:
             sys.stdout.flush()
             shown = text
     sys.stdout.write("\n")
-    if len(prompt_ids) + len(ids) == model.config.max_seq_len and len(ids) < args.max_new_tokens:
-        print(f"the model's context of {model.config.max_seq_len} tokens ended the text", file=sys.stderr)
+    return len(ids)
 
 
-def sampling(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Settings of `stream`, what the options say before what the model's folder does, and lines that say so."""
-    settings, ignored = recommended(model_folder(args.model))
-    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None}
-    taken = [f"{n} {v}" for n, v in settings.items() if n != "stop" and n not in given]
+def sampling(model: Path, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings of `stream`: the options before what the model's folder recommends, and lines that say so."""
+    settings, ignored = recommended(model)
+    taken = [f"{name} {value}" for name, value in settings.items() if name != "stop" and name not in given]
     notes = [f"sampling as generation_config.json recommends: {', '.join(taken)}"] if taken and not given else []
     if ignored:
         notes.append(f"generation_config.json asks for {', '.join(ignored)}, which is not done here")

@@ -18,8 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllm.cli.options import megabytes
-from tinyllm.formats import json_file, safetensors_file
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.formats import json_file
+from tinyllm.formats.state import load
+from tinyllm.lora.config import LoRAConfig, by_pattern
 from tinyllm.lora.peft.adapter import CONFIG, WEIGHTS
 from tinyllm.lora.peft.keys import PREFIX
 
@@ -42,59 +43,78 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     folder = Path(args.adapter)
-    config, arrays = read(folder)
+    config, arrays = read_adapter(folder)
     console = Console(highlight=False)
-    for key in SHOWN:
-        if config.get(key) not in (None, False, [], {}, "none"):
-            value = config[key]
-            console.print(
-                f"{key}: {escape(', '.join(value) if isinstance(value, list) else str(value))}", soft_wrap=True
-            )
-    pairs = {key: (a, arrays[key.replace("lora_A", "lora_B")]) for key, a in arrays.items() if "lora_A" in key}
-    paths = {key: re.sub(r"\.lora_A\..*$", "", key).removeprefix(PREFIX) for key in pairs}
-    lengths = {path: length_of(arrays, path) for path in paths.values()}
-    dora = any(lengths.values())
-    before = shared(list(paths.values()))
-    rows, dead, total = [], 0, 0.0
-    for key, (a, b) in pairs.items():
-        path = paths[key]
-        scale = scale_of(config, path, a.shape[0])
-        norm = abs(scale) * product_norm(a, b)
-        dead, total = dead + (norm == 0), math.hypot(total, norm)
-        sizes = f"{a.shape[1]}>{a.shape[0]}>{b.shape[0]}"
-        rows.append([path.removeprefix(before), sizes, f"{scale:g}", f"{norm:.4g}", *([lengths[path]] if dora else [])])
-        rows[-1].append("[red]dead[/red]" if norm == 0 else "")
-    if rows:
-        if before:
-            console.print(f"layers, all in {escape(before.rstrip('.'))}:", soft_wrap=True)
-        console.print(table(rows, dora, dead > 0))
-    numbers = sum(array.size for array in arrays.values())
-    biases = [
-        key
-        for key in arrays
-        if key.endswith("base_layer.bias") or config.get("bias") == "all" and key.endswith(".bias")
-    ]
-    whole = [key for key in arrays if "lora_" not in key and key not in biases]
+    show_config(console, config)
+    updates = [Update(config, arrays, key) for key in arrays if "lora_A" in key]
+    show_updates(console, updates)
+    biases, whole = trained_beside(config, list(arrays))
     if biases:
         console.print(f"trained biases: {len(biases)}, {sum(arrays[key].size for key in biases):,} numbers")
     if whole:
         console.print(f"trained whole: {escape(', '.join(whole))}", soft_wrap=True)
-    console.print(f"{len(pairs)} layers, {dead} of them dead; {numbers:,} parameters, norm of all updates {total:.4g}")
+    dead = sum(update.norm == 0 for update in updates)
+    numbers = sum(array.size for array in arrays.values())
+    total = math.hypot(*(update.norm for update in updates))
+    console.print(
+        f"{len(updates)} layers, {dead} of them dead; {numbers:,} parameters, norm of all updates {total:.4g}"
+    )
     console.print(f"{WEIGHTS}: {megabytes((folder / WEIGHTS).stat().st_size)}")
+
+
+class Update:
+    """What an adapter adds to one layer: its path in the file, shapes, scale, the norm of scale * B A and DoRA's m."""
+
+    def __init__(self, config: dict[str, Any], arrays: dict[str, np.ndarray], key: str):
+        a, b = arrays[key], arrays[key.replace("lora_A", "lora_B")]
+        self.path = re.sub(r"\.lora_A\..*$", "", key).removeprefix(PREFIX)
+        self.sizes = f"{a.shape[1]}>{a.shape[0]}>{b.shape[0]}"
+        self.scale = scale_of(config, self.path, a.shape[0])
+        self.norm = abs(self.scale) * product_norm(a, b)
+        self.length = length_of(arrays, self.path)
+
+
+def show_config(console: Console, config: dict[str, Any]) -> None:
+    """The fields that say something."""
+    for key in SHOWN:
+        value = config.get(key)
+        if value not in (None, False, [], {}, "none"):
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            console.print(f"{key}: {escape(text)}", soft_wrap=True)
+
+
+def show_updates(console: Console, updates: list[Update]) -> None:
+    """One line a layer, below what all their names begin with."""
+    before = shared([update.path for update in updates])
+    if before:
+        console.print(f"layers, all in {escape(before.rstrip('.'))}:", soft_wrap=True)
+    dora = any(update.length for update in updates)
+    rows = []
+    for update in updates:
+        row = [update.path.removeprefix(before), update.sizes, f"{update.scale:g}", f"{update.norm:.4g}"]
+        rows.append([*row, *([update.length] if dora else []), "[red]dead[/red]" if update.norm == 0 else ""])
+    console.print(table(rows, dora, dead=any(update.norm == 0 for update in updates)))
+
+
+def trained_beside(config: dict[str, Any], keys: list[str]) -> tuple[list[str], list[str]]:
+    """The keys of the biases that train, and of the modules trained whole."""
+    every = config.get("bias") == "all"
+    biases = [key for key in keys if key.endswith("base_layer.bias") or every and key.endswith(".bias")]
+    return biases, [key for key in keys if "lora_" not in key and key not in biases]
 
 
 def table(rows: list[list[str]], dora: bool, dead: bool) -> Table:
     """The columns that have something to say: 60 characters hold them; in fewer the name is folded."""
-    made = Table()
-    made.add_column("layer", overflow="fold", ratio=1)
-    made.add_column("in>r>out", justify="right", no_wrap=True)
+    columns = Table()
+    columns.add_column("layer", overflow="fold", ratio=1)
+    columns.add_column("in>r>out", justify="right", no_wrap=True)
     for column in ("scale", "|scale B A|", *(["m, mean"] if dora else [])):
-        made.add_column(column, justify="right", no_wrap=True)
+        columns.add_column(column, justify="right", no_wrap=True)
     if dead:
-        made.add_column("", no_wrap=True)
+        columns.add_column("", no_wrap=True)
     for name, *cells, mark in rows:
-        made.add_row(escape(name), *map(str, cells), *([mark] if dead else []))
-    return made
+        columns.add_row(escape(name), *cells, *([mark] if dead else []))
+    return columns
 
 
 def shared(paths: list[str]) -> str:
@@ -112,7 +132,7 @@ def length_of(arrays: dict[str, np.ndarray], path: str) -> str:
     return ""
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The configuration and arrays of an adapter folder.
 
     Raises
@@ -129,8 +149,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}); fetch or save the adapter again") from error
     if not isinstance(config, dict) or "r" not in config or "lora_alpha" not in config:
         raise ValueError(f"{folder / CONFIG} is not the configuration of a LoRA adapter: it lacks r or lora_alpha")
-    stored, _ = safetensors_file.read(folder / WEIGHTS)
-    arrays = {key: a.dense() if isinstance(a, FrozenWeight) else a for key, a in stored.items()}  # bfloat16 is stored
+    arrays = load(folder / WEIGHTS)
     if not any("lora_A" in key for key in arrays):
         raise ValueError(f"{folder / WEIGHTS} holds no lora_A; give the folder of a LoRA adapter")
     for key in arrays:
@@ -140,13 +159,9 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def scale_of(config: dict[str, Any], path: str, rank: int) -> float:
-    """alpha / rank, or alpha / sqrt(rank) for rsLoRA, with PEFT's `alpha_pattern`."""
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"^(.*\.)?({pattern})$", path):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    """What B A is multiplied by, with PEFT's `alpha_pattern`; the rank is the file's."""
+    alpha = by_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"])
+    return LoRAConfig(rank, float(alpha), use_rslora=bool(config.get("use_rslora"))).scale_of(path)
 
 
 def product_norm(a: np.ndarray, b: np.ndarray) -> float:

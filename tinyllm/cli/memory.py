@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.cli.options import megabytes, model_folder
+from tinyllm.cli.options import add_fields, add_rows, megabytes, model_folder, targets_of
 from tinyllm.inspect.plan import STORAGE, Plan, plan
+from tinyllm.lora.config import LoRAConfig
+from tinyllm.models.build import STORAGES
 from tinyllm.models.checkpoints.folder import load_config
 from tinyllm.models.config import DecoderConfig, llama_shape
 
@@ -46,15 +48,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--method", choices=list(STORAGE), help="one method in detail (default: all three, compared)")
     parser.add_argument(
-        "--storage", choices=["float32", "float16", "bfloat16", "nf4"],
+        "--storage", choices=STORAGES,
         help="what the base is kept as (default: lora float16, qlora nf4, full float32)",
     )  # fmt: skip
-    parser.add_argument("--rank", type=int, default=8, help="of the adapters (default: %(default)s)")
+    add_fields(parser, LoRAConfig, "rank")
     parser.add_argument(
         "--target-modules", nargs="+", metavar="NAME", help="as for finetune (default: attention's layers)"
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="rows a micro-batch (default: %(default)s)")
-    parser.add_argument("--max-seq-len", type=int, default=512, help="tokens a row (default: %(default)s)")
+    add_rows(parser, max_seq_len=512, batch_size=1)
     parser.add_argument(
         "--checkpointing", action=argparse.BooleanOptionalAction, default=True,
         help="recompute blocks instead of keeping their activations (default: yes)",
@@ -64,10 +65,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     config = SHAPES[args.model] if args.model in SHAPES else load_config(model_folder(args.model))
-    targets = args.target_modules
-    if targets is not None and len(targets) == 1 and targets[0] == "all-linear":
-        targets = targets[0]
-    options = {"rank": args.rank, "target_modules": targets, "batch_size": args.batch_size}
+    options = {"rank": args.rank, "target_modules": targets_of(args.target_modules), "batch_size": args.batch_size}
     options |= {"checkpointing": args.checkpointing}
     methods = [args.method] if args.method else list(STORAGE)
     storages = {m: args.storage if args.storage and args.method else GUIDE[m][0] for m in methods}

@@ -21,9 +21,7 @@ from tinyllm.data.batches import Loader
 from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
-from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import NF4Weight
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.frozen import Weight, stored
 from tinyllm.lora.peft.adapter import load_adapter
 from tinyllm.lora.verbs import lora_layers, merge_lora
 from tinyllm.models import DecoderModel
@@ -62,56 +60,80 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     out = Path(args.out)
-    choose_model(args)
-    for kind, folder in (("model", model_folder(args.model)), ("adapter", Path(args.adapter))):
+    name, warning = choose_model(args.model, args.adapter)
+    for kind, folder in (("model", model_folder(name)), ("adapter", Path(args.adapter))):
         if out.resolve() == folder.resolve():
             raise ValueError(
                 f"--out is the {kind}'s own folder {folder}, which merging would overwrite; name another folder"
             )
-    model, tokenizer, base = load_base(args)
+    model, tokenizer, base = load_base(name, args.adapter, args.base_storage, args.device, args.dtype)
     load_adapter(model, args.adapter)
     model.eval()
     loader = held_out(args.data, tokenizer, model)
-    layers = [(path, layer.lora_A[name].shape[0]) for path, layer in lora_layers(model) for name in layer.adapting()]
-    stored = [layer.base_layer.weight for _, layer in lora_layers(model) if layer.adapting()]
-    logits, loss = measure(model, tokenizer, loader)
-    if args.base == "requantized" and not any(isinstance(weight, NF4Weight) for weight in stored):
+    updates = updates_of(model)
+    before = measure(model, tokenizer, loader)
+    if args.base == "original" and is_in_four_bits(model):
+        del model  # two models never stand side by side
+        gc.collect()
+        model = original(name, args.device, args.dtype)
+        load_adapter(model, args.adapter)
+        model.eval()
+    written_as = fold(model, args.base, args.untie)
+    after = measure(model, tokenizer, loader)
+    model.save_pretrained(out)
+    tokenizer.save(out)
+    console.print(escape(base + warning))
+    console.print(f"merged {updates[0]} into {escape(name)}: {escape(updates[1])}")
+    console.print(f"--base {args.base}: {BASES[args.base]}; computed in {model.dtype}, written as {written_as}")
+    show_change(console, model, before, after, written_as if args.base == "dequantized" else args.base)
+    text = args.data or "the embedded jargon file's held-out tenth"
+    console.print(
+        f"loss on {tokens(loader):,} tokens of {escape(text)}: {before[1]:.4f} as trained, {after[1]:.4f} merged "
+        f"({after[1] - before[1]:+.4f})"
+    )
+    console.print(f"the model is in {escape(str(out))}: config.json, model.safetensors, tokenizer.json")
+
+
+def updates_of(model: DecoderModel) -> tuple[str, str]:
+    """How many updates of which rank there are, and the names of their layers."""
+    updates = [(path, layer.lora_A[name].shape[0]) for path, layer in lora_layers(model) for name in layer.adapting()]
+    ranks = ", ".join(str(rank) for rank in sorted({rank for _, rank in updates}))
+    names = ", ".join(sorted({path.rpartition(".")[2] for path, _ in updates}))
+    return f"{len(updates)} updates of rank {ranks}", names
+
+
+def adapted_weights(model: DecoderModel) -> list[Weight]:
+    """The weights that the updates are added to."""
+    return [stored(layer.base_layer.weight) for _, layer in lora_layers(model) if layer.adapting()]
+
+
+def is_in_four_bits(model: DecoderModel) -> bool:
+    """Whether any of those weights is kept in NF4."""
+    return any(weight.storage == "nf4" for weight in adapted_weights(model))
+
+
+def fold(model: DecoderModel, base: str, untie: bool) -> str:
+    """Merge for good, as ``--base`` says; returns what the weights are then kept as.
+
+    Raises
+    ------
+    ValueError
+        If a base that is not in four bits shall be quantised again.
+    """
+    if base == "requantized" and not is_in_four_bits(model):
         raise ValueError(
             "--base requantized is for an adapter over a base in four bits, and this one is not; leave it out, and see "
             "`tinyllm quantize` for the merged model"
         )
-    if args.base == "original":
-        if any(isinstance(weight, NF4Weight) for weight in stored):
-            del model, stored  # two models never stand side by side
-            gc.collect()
-            model = original(args)
-            load_adapter(model, args.adapter)
-            model.eval()
-        stored = []
-    half = next((w.storage for w in stored if isinstance(w, HalfWeight)), None)
-    merge_lora(model, keep_base=False, base="requantized" if half or args.base == "requantized" else "dequantized",
-               untie=args.untie)  # fmt: skip
-    if args.base == "dequantized" and not half:  # what no adapter touched: one model, one dtype
+    half = next((w.storage for w in adapted_weights(model) if w.frozen and w.storage != "nf4"), None)
+    half = None if base == "original" else half
+    as_stored = half or base == "requantized"
+    merge_lora(model, keep_base=False, base="requantized" if as_stored else "dequantized", untie=untie)
+    if base == "dequantized" and not half:  # what no adapter touched: one model, one dtype
         for name, weight in list(model.named_weights()):
-            if isinstance(weight, FrozenWeight):
+            if not isinstance(weight, Parameter):
                 model.set_weight(name, Parameter(weight.dense(), requires_grad=False))
-    merged, after = measure(model, tokenizer, loader)
-    model.save_pretrained(out)
-    tokenizer.save(out)
-
-    ends = ", ".join(sorted({path.rpartition(".")[2] for path, _ in layers}))
-    ranks = ", ".join(str(rank) for rank in sorted({rank for _, rank in layers}))
-    console.print(escape(base))
-    console.print(f"merged {len(layers)} updates of rank {ranks} into {escape(args.model)}: {escape(ends)}")
-    kept = half or ("nf4" if any(isinstance(w, NF4Weight) for _, w in model.named_weights()) else str(model.dtype))
-    console.print(f"--base {args.base}: {BASES[args.base]}; computed in {model.dtype}, written as {kept}")
-    change, largest = float(np.abs(merged - logits).max()), float(np.abs(logits).max())
-    said = verdict(model, change, largest, kept if args.base == "dequantized" else args.base)
-    console.print(f"largest change of a logit {change:.1e}, beside a largest logit of {largest:.1f}: {said}")
-    of = args.data or "the embedded jargon file's held-out tenth"
-    console.print(f"loss on {tokens(loader):,} tokens of {escape(str(of))}: {loss:.4f} as trained, {after:.4f} merged "
-                  f"({after - loss:+.4f})")  # fmt: skip
-    console.print(f"the model is in {escape(str(out))}: config.json, model.safetensors, tokenizer.json")
+    return half or ("nf4" if any(stored(w).storage == "nf4" for _, w in model.named_weights()) else str(model.dtype))
 
 
 def held_out(data: str | None, tokenizer: Tokenizer, model: DecoderModel) -> Loader:
@@ -133,7 +155,7 @@ def measure(model: DecoderModel, tokenizer: Tokenizer, loader: Loader) -> tuple[
     return logits, evaluate(model, loader, BATCHES)
 
 
-def original(args: argparse.Namespace) -> DecoderModel:
+def original(name: str, device: str, dtype: str) -> DecoderModel:
     """The model in float, as its folder has it.
 
     Raises
@@ -141,13 +163,22 @@ def original(args: argparse.Namespace) -> DecoderModel:
     ValueError
         If the folder itself holds four-bit weights: then there is no original here.
     """
-    model, _ = load_model(args, "float32")
-    if any(isinstance(weight, NF4Weight) for _, weight in model.named_weights()):
+    model, _ = load_model(name, device, dtype)
+    if any(stored(weight).storage == "nf4" for _, weight in model.named_weights()):
         raise ValueError(
-            f"{args.model} is itself in four bits, so the original weights are not here; use --base dequantized, or "
+            f"{name} is itself in four bits, so the original weights are not here; use --base dequantized, or "
             "--model with the folder it was quantised from"
         )
     return model
+
+
+def show_change(
+    console: Console, model: DecoderModel, before: tuple[np.ndarray, float], after: tuple[np.ndarray, float], kept: str
+) -> None:
+    """How far the logits moved, and whether that is rounding."""
+    change, largest = float(np.abs(after[0] - before[0]).max()), float(np.abs(before[0]).max())
+    cause = verdict(model, change, largest, kept)
+    console.print(f"largest change of a logit {change:.1e}, beside a largest logit of {largest:.1f}: {cause}")
 
 
 def verdict(model: DecoderModel, change: float, largest: float, kept: str) -> str:

@@ -1,10 +1,11 @@
-"""What several verbs share: finding the model, its tokenizer and the device."""
+"""What several verbs share: options from a dataclass's fields; finding the model, its tokenizer and the device."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from tinyllm import assets
 from tinyllm.backend.device import set_device
@@ -13,15 +14,55 @@ from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.lora.peft.adapter import CONFIG, trained_over
 from tinyllm.models import DecoderModel
+from tinyllm.models.build import STORAGES
 from tinyllm.models.checkpoints import hub
-from tinyllm.models.decoder import STORAGES
 from tinyllm.qlora import quantize_base
 
 EMBEDDED = "base"  # the model that comes with the package
+EXPRESSION = frozenset("*+?[](){}|^$\\")  # a dot is none: it parts the names in a path
+Options = Any  # a parser, or a group of its options
 
 
-def add_model(parser: argparse.ArgumentParser, default: str | None = EMBEDDED) -> None:
-    """``--model``, ``--device``."""
+def add_fields(parser: Options, kind: type, *names: str, **changed: Any) -> None:
+    """An option for each of these fields of a dataclass, whose type is ``Annotated[type, help]`` or has choices, too.
+
+    ``use_dora`` is ``--dora``; what is True or False is a switch. `changed` gives another default for this verb, or
+    another default and help.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    for name in names:
+        value_type, text, *choices = get_args(hints[name])
+        default = changed.get(name, defaults[name])
+        if isinstance(default, tuple):
+            default, text = default
+        option = "--" + option_of(name).replace("_", "-")
+        if value_type is bool:
+            parser.add_argument(option, action="store_true", help=text)
+            continue
+        shown = text if default is None else f"{text} (default: %(default)s)"
+        only = list(choices[0]) if choices else None
+        parser.add_argument(option, type=value_type, default=default, choices=only, help=shown)
+
+
+def option_of(field: str) -> str:
+    """What a field is called on the command line."""
+    return field.removeprefix("use_")
+
+
+def chosen(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The fields of a dataclass that have an option, as the command line gave them."""
+    given = vars(args)
+    return {field.name: given[option_of(field.name)] for field in fields(kind) if option_of(field.name) in given}
+
+
+def add_device(parser: Options) -> None:
+    """``--device``."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
+
+
+def add_model(parser: Options, default: str | None = EMBEDDED) -> None:
+    """``--model``, ``--device``, ``--dtype``."""
     parser.add_argument(
         "--model",
         default=default,
@@ -29,13 +70,31 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = EMBEDDED) -
         help="a folder as Hugging Face has it, a name on its hub (owner/name), a GGUF file, or smollm2-135m once it is "
         "fetched; default: the embedded base, or what --adapter was trained over",
     )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
+    add_device(parser)
     parser.add_argument(
         "--dtype",
         default="float32",
-        choices=["float32", "float16", "bfloat16"],
+        choices=[storage for storage in STORAGES if storage != "nf4"],
         help="what to compute in; half precision needs --device cuda (default: float32)",
     )
+
+
+def add_rows(parser: Options, max_seq_len: int, batch_size: int) -> None:
+    """``--batch-size``, ``--max-seq-len``."""
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="rows a micro-batch (default: %(default)s)")
+    add_row_length(parser, max_seq_len)
+
+
+def add_row_length(parser: Options, max_seq_len: int) -> None:
+    """``--max-seq-len``."""
+    parser.add_argument("--max-seq-len", type=int, default=max_seq_len, help="tokens a row (default: %(default)s)")
+
+
+def targets_of(names: list[str] | None) -> Any:
+    """``--target-modules`` as `apply_lora` takes it: a list of names, or one expression."""
+    if names and len(names) == 1 and (names[0] == "all-linear" or EXPRESSION & set(names[0])):
+        return names[0]
+    return names
 
 
 def model_folder(name: str) -> Path:
@@ -60,15 +119,14 @@ def _place(name: str) -> Path:
     return assets.path("base") if name == EMBEDDED else Path(name)
 
 
-def load_model(args: argparse.Namespace, storage: str = "float32") -> tuple[DecoderModel, Tokenizer]:
+def load_model(name: str, device: str, dtype: str, storage: str = "float32") -> tuple[DecoderModel, Tokenizer]:
     """The model and tokenizer of ``--model``."""
-    set_device(args.device)
-    folder = model_folder(args.model)
-    model = DecoderModel.from_pretrained(folder, storage=storage, dtype=getattr(args, "dtype", "float32"))
-    return model, Tokenizer.load(folder)
+    set_device(device)
+    folder = model_folder(name)
+    return DecoderModel.from_pretrained(folder, storage=storage, dtype=dtype), Tokenizer.load(folder)
 
 
-def add_base_storage(parser: argparse.ArgumentParser) -> None:
+def add_base_storage(parser: Options) -> None:
     """``--base-storage``, for `load_base`."""
     parser.add_argument(
         "--base-storage",
@@ -77,52 +135,56 @@ def add_base_storage(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_model(args: argparse.Namespace) -> str:
-    """Set ``--model``, if it is not given, to what ``--adapter`` was trained over; returns a warning if they differ.
+def choose_model(model: str | None, adapter: str | None) -> tuple[str, str]:
+    """``--model``, or what ``--adapter`` was trained over if it is not given; and a warning if the two differ.
 
     Raises
     ------
     FileNotFoundError
         If the adapter's model is not here.
     """
-    path = Path(args.adapter or "") / CONFIG
-    named = json_file.read(path).get("base_model_name_or_path") if args.adapter and path.is_file() else None
-    if args.model is None:
-        args.model = str(named or EMBEDDED)
-        if not model_folder(args.model).exists():
+    named = _adapter_fields(adapter).get("base_model_name_or_path")
+    if model is None:
+        model = str(named or EMBEDDED)
+        if not model_folder(model).exists():
             raise FileNotFoundError(
                 f"the adapter was trained over {named}, which is not here; give its folder with --model"
             )
-    elif named and str(named) != args.model and _place(str(named)).resolve() != model_folder(args.model).resolve():
-        return f" (WARNING: the adapter was trained over {named})"
-    return ""
+    elif named and str(named) != model and _place(str(named)).resolve() != model_folder(model).resolve():
+        return model, f" (WARNING: the adapter was trained over {named})"
+    return model, ""
 
 
-def load_base(args: argparse.Namespace) -> tuple[DecoderModel, Tokenizer, str]:
-    """The model of ``--model`` as ``--adapter`` was trained over it, its tokenizer, and a line that says so."""
-    warning = choose_model(args)
-    said: dict[str, Any] = trained_over(args.adapter) if args.adapter else {}
-    why = "as the adapter was trained over" if said else "the adapter does not say what it was trained over"
-    if args.base_storage:
-        said, why = {"storage": args.base_storage}, "as --base-storage says"
-    storage = said.get("storage", "float32")
+def load_base(
+    name: str, adapter: str | None, base_storage: str | None, device: str, dtype: str
+) -> tuple[DecoderModel, Tokenizer, str]:
+    """A model as the adapter was trained over it, its tokenizer, and a line that says so."""
+    base: dict[str, Any] = trained_over(adapter) if adapter else {}
+    why = "as the adapter was trained over" if base else "the adapter does not say what it was trained over"
+    if base_storage:
+        base, why = {"storage": base_storage}, "as --base-storage says"
+    storage = base.get("storage", "float32")
     if storage != "nf4":
-        return *load_model(args, storage), f"the base is in {storage}, {why} (model {args.model}){warning}"
-    block_size, double_quant = said.get("block_size", 64), said.get("double_quant", True)
-    how = f"nf4 (block_size={block_size}, double_quant={double_quant})"
-    if (block_size, double_quant) == (64, True) and not _brings_embeddings(args.adapter):
-        model, tokenizer = load_model(args, "nf4")
-    else:
-        model, tokenizer = load_model(args)
-        quantize_base(model, block_size, double_quant)
-    return model, tokenizer, f"the base is in {how}, {why} (model {args.model}){warning}"
+        return *load_model(name, device, dtype, storage), f"the base is in {storage}, {why} (model {name})"
+    block_size, double_quant = base.get("block_size", 64), base.get("double_quant", True)
+    line = f"the base is in nf4 (block_size={block_size}, double_quant={double_quant}), {why} (model {name})"
+    if (block_size, double_quant) == (64, True) and not _brings_embeddings(adapter):
+        return *load_model(name, device, dtype, "nf4"), line
+    model, tokenizer = load_model(name, device, dtype)
+    quantize_base(model, block_size, double_quant)
+    return model, tokenizer, line
 
 
 def _brings_embeddings(adapter: str | None) -> bool:
     """Whether the adapter has its own embedding or head: those can replace floats only, which storage="nf4" halves."""
+    saved = _adapter_fields(adapter).get("modules_to_save") or []
+    return any(str(name).endswith(("embed_tokens", "lm_head")) for name in saved)
+
+
+def _adapter_fields(adapter: str | None) -> dict[str, Any]:
+    """The adapter's configuration; empty without one."""
     path = Path(adapter or "") / CONFIG
-    saved = json_file.read(path).get("modules_to_save") if adapter and path.is_file() else None
-    return any(str(name).endswith(("embed_tokens", "lm_head")) for name in saved or [])
+    return json_file.read(path) if adapter and path.is_file() else {}
 
 
 def megabytes(n: int | None) -> str:

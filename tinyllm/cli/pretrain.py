@@ -11,45 +11,43 @@ from pathlib import Path
 from rich.console import Console
 
 from tinyllm import assets
-from tinyllm.backend.cpu.malloc import keep_freed_memory
 from tinyllm.backend.device import set_device
-from tinyllm.cli.options import megabytes, model_folder
-from tinyllm.cli.progress import TrainingBar, draw_losses
-from tinyllm.data.batches import Loader
-from tinyllm.data.examples import split
-from tinyllm.data.text import load_text
+from tinyllm.cli.options import EMBEDDED, add_device, add_fields, chosen, megabytes, model_folder
+from tinyllm.cli.progress import draw_losses
+from tinyllm.cli.training import add_run, loaders, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
-from tinyllm.train import TrainConfig, train
+from tinyllm.train import TrainConfig
+
+# The embedded base: its shape, and how it was trained.
+SHAPE = {
+    "hidden-size": (160, "channels"),
+    "layers": (5, "blocks"),
+    "heads": (4, "query heads"),
+    "kv-heads": (2, "key and value heads"),
+    "intermediate-size": (448, "inside the MLP"),
+}
+TRAINING = {
+    "steps": 5000,
+    "lr": 3e-3,
+    "warmup": 100,
+    "weight_decay": 0.1,
+    "seed": (1, "initialisation, order"),
+    "save_every": (500, "steps between checkpoints, and between evaluations"),
+}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="text, or .jsonl (default: the embedded plays)")
     parser.add_argument(
-        "--tokenizer", default="base", metavar="FOLDER", help="folder with tokenizer.json (default: embedded)"
+        "--tokenizer", default=EMBEDDED, metavar="FOLDER", help="folder with tokenizer.json (default: embedded)"
     )
-    parser.add_argument(
-        "--out", default="runs/pretrain", help="folder for model, log and checkpoint (default: %(default)s)"
-    )
-    parser.add_argument("--hidden-size", type=int, default=160, help="channels (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=5, help="blocks (default: %(default)s)")
-    parser.add_argument("--heads", type=int, default=4, help="query heads (default: %(default)s)")
-    parser.add_argument("--kv-heads", type=int, default=2, help="key and value heads (default: %(default)s)")
-    parser.add_argument("--intermediate-size", type=int, default=448, help="inside the MLP (default: %(default)s)")
-    parser.add_argument("--max-seq-len", type=int, default=256, help="tokens a row (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=100, help="steps of warm-up (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="on matrices (default: %(default)s)")
-    parser.add_argument(
-        "--held-out", type=float, default=0.02, help="share of the text held out (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="initialisation, order (default: %(default)s)")
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from --out's checkpoint")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    for name, (default, text) in SHAPE.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
+    add_fields(parser, TrainConfig, *TRAINING, **TRAINING)
+    add_run(parser, out="runs/pretrain", max_seq_len=256, held_out=0.02)
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,30 +55,23 @@ def run(args: argparse.Namespace) -> None:
     set_device(args.device)
     out = Path(args.out)
     tokenizer = Tokenizer.load(model_folder(args.tokenizer))
-    text = load_text(args.data if args.data else assets.path("plays.txt.gz"), tokenizer)
-    learn, rest = split(text, args.held_out, args.seed)
+    data = loaders(
+        assets.path("plays.txt.gz") if args.data is None else args.data,
+        tokenizer, args.held_out, args.batch_size, args.max_seq_len, args.seed,
+    )  # fmt: skip
     shape = llama_shape(
         num_kv_heads=args.kv_heads, intermediate_size=args.intermediate_size, max_seq_len=args.max_seq_len
     )
     model = DecoderModel(tokenizer.vocab_size, args.hidden_size, args.layers, args.heads, seed=args.seed, **shape)
     console.print(f"{model.num_parameters():,} parameters")
-    config = TrainConfig(
-        steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay, seed=args.seed,
-        eval_every=args.save_every, save_every=args.save_every,
-    )  # fmt: skip
-    loader = Loader(learn, args.batch_size, args.max_seq_len, args.seed)
-    held_out = Loader(rest, args.batch_size, args.max_seq_len, args.seed) if len(rest) else None
-    settings = {"batch_size": args.batch_size, "max_seq_len": args.max_seq_len, "model": model.describe()}
+    config = TrainConfig(**chosen(args, TrainConfig), eval_every=args.save_every)
     # The starting weights are a function of the model's shape and the seed.
-    settings |= {"held_out": args.held_out, "data_fingerprint": loader.fingerprint()}
-    settings |= {"held_out_fingerprint": held_out.fingerprint() if held_out is not None else None}
-    keep_freed_memory()  # this process trains and ends
-    with TrainingBar(args.steps, console) as bar:
-        result = train(model, loader, held_out, config, out, resume=args.resume, settings=settings, report=bar.report)
+    settings = {name: getattr(args, name) for name in ("batch_size", "max_seq_len", "held_out")}
+    result = train_with_bar(model, data, config, out, args.resume, {**settings, "model": model.describe()}, console)
     model.save_pretrained(out)
     tokenizer.save(out)
     draw_losses(out / "log.jsonl", out / "loss.png")
-    if held_out is not None:
+    if result["before"] is not None:
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f}")
     console.print(f"peak memory {megabytes(result['peak_memory'])}")
     console.print(f"the model is in {out}")

@@ -20,9 +20,9 @@ class TrainingBar:
         self.console = console
         self.records: list[dict[str, Any]] = []
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
-        columns += [TextColumn("{task.fields[said]}"), TimeRemainingColumn()]
+        columns += [TextColumn("{task.fields[numbers]}"), TimeRemainingColumn()]
         self.progress = Progress(*columns, console=console, transient=not console.is_terminal)
-        self.task = self.progress.add_task("training", total=steps, said="")
+        self.task = self.progress.add_task("training", total=steps, numbers="")
 
     def __enter__(self) -> TrainingBar:
         self.progress.start()
@@ -38,8 +38,8 @@ class TrainingBar:
             self.console.print(f"step {record['step']:>5}: held-out loss {record['eval']:.4f}")
             return
         speed = record["tokens"] / max(record["seconds"], 1e-9)
-        said = f"loss {record['loss']:.3f}  {speed:,.0f} tokens/s  {megabytes(peak_memory())}"
-        self.progress.update(self.task, completed=record["step"], said=said)
+        numbers = f"loss {record['loss']:.3f}  {speed:,.0f} tokens/s  {megabytes(peak_memory())}"
+        self.progress.update(self.task, completed=record["step"], numbers=numbers)
 
 
 def draw_losses(log: Path, path: Path) -> bool:

@@ -15,9 +15,10 @@ from rich.markup import escape
 
 from tinyllm.cli.options import megabytes, model_folder
 from tinyllm.data.tokenizer import Tokenizer
-from tinyllm.frozen.half import HalfWeight
+from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, bits_per_weight
 from tinyllm.models import DecoderModel
+from tinyllm.models.build import fill, storages
 from tinyllm.models.checkpoints.folder import ModelFolder
 
 
@@ -39,12 +40,17 @@ def run(args: argparse.Namespace) -> None:
         )
     folder = None if source.is_file() else ModelFolder(source)
     tokenizer = Tokenizer.load(source)
-    losses = Losses(args.block_size, not args.single)
     if folder is None:  # GGUF: its reader makes a model of floats
         model = DecoderModel.from_pretrained(source)
-        model.fill(lambda name, _: losses.quantize(name, model.get(name).data))
     else:
-        model = folder.build(lambda name, shape: losses.quantize(name, folder.read(name, shape)), "float32", np.float32)
+        model = folder.skeleton(DecoderModel, "float32", np.float32)
+    losses = Losses(storages(model, "nf4"), args.block_size, not args.single)
+
+    def quantized(name: str, shape: tuple[int, ...]) -> Any:
+        return losses.quantize(name, stored(model.get(name)) if folder is None else folder.read(name, shape))
+
+    fill(model, quantized, largest_first=folder is not None)
+    model.eval()
     if not losses.count:
         raise ValueError(f"{args.model} has no weights to quantise: they are in four bits already")
     model.save_pretrained(out)
@@ -61,22 +67,23 @@ def run(args: argparse.Namespace) -> None:
 
 
 class Losses:
-    """Quantises weights and adds up what they lose."""
+    """Quantises the weights that `kept_as` says are kept in NF4, and adds up what they lose."""
 
-    def __init__(self, block_size: int, double_quant: bool):
-        self.block_size, self.double_quant = block_size, double_quant
+    def __init__(self, kept_as: dict[str, str], block_size: int, double_quant: bool):
+        self.kept_as, self.block_size, self.double_quant = kept_as, block_size, double_quant
         self.count, self.lost, self.all = 0, 0.0, 0.0
 
-    def quantize(self, name: str, weight: Any) -> Any:
-        """The weight in NF4 if `storage_of` says so, else as it is."""
-        if isinstance(weight, HalfWeight):
-            weight = weight.dense()
-        if isinstance(weight, NF4Weight) or DecoderModel.storage_of(name, "nf4") != "nf4":
+    def quantize(self, name: str, weight: Weight) -> Any:
+        """The weight in NF4 if it is to be kept so, else its floats; one that is in NF4 already as it is."""
+        if weight.storage == "nf4":
             return weight
-        quantised = NF4Weight.quantize(weight.astype(np.float32, copy=False), self.block_size, self.double_quant, name)
-        self.count += weight.size
+        w = weight.dense()
+        if self.kept_as[name] != "nf4":
+            return w
+        quantised = NF4Weight.quantize(w.astype(np.float32, copy=False), self.block_size, self.double_quant, name)
+        self.count += w.size
         for part, floats in quantised.tiles():
-            rows = weight[part].astype(np.float64)
+            rows = w[part].astype(np.float64)
             self.all += float(np.vdot(rows, rows))
             rows -= floats
             self.lost += float(np.vdot(rows, rows))

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.cli.options import EMBEDDED, model_folder
+from tinyllm.cli.options import EMBEDDED, add_fields, model_folder
+from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.targets import is_tied, linear_names, resolve_targets
 from tinyllm.models import DecoderModel
 
@@ -20,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default=EMBEDDED, metavar="MODEL", help="a folder (default: the embedded base)"
     )
-    parser.add_argument("--rank", type=int, default=8, help="of the adapter (default: %(default)s)")
+    add_fields(parser, LoRAConfig, "rank")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,10 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.formats.fields import Fields
 from tinyllm.formats.gguf_file import read_header
 
 # Kinds of tokens; the other four are normal, unknown, unused and byte.
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+PREFIX = "tokenizer.ggml."
+# The special tokens' names in tokenizer_config.json and here, and their numbers in SentencePiece if a file has none.
+SPECIAL = (
+    ("bos_token", "bos_token_id", 1),
+    ("eos_token", "eos_token_id", 2),
+    ("unk_token", "unknown_token_id", 0),
+    ("pad_token", "padding_token_id", None),
+)
+NONE = 0xFFFFFFFF  # of a special token: there is none
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -62,7 +72,8 @@ def rebuild(path: Any) -> tuple[Any, dict[str, Any]]:
         If the file is damaged, or its kind of tokenizer is not understood.
     """
     metadata = read_header(path).metadata
-    model = metadata.get("tokenizer.ggml.model")
+    fields = Fields(metadata, path, PREFIX, equals=" = ", lacking="; get it again, or another conversion of the model")
+    model = fields.take("model", None)
     if model not in ("gpt2", "llama"):
         raise ValueError(
             f"{path} has a tokenizer of kind {model!r}; understood are 'gpt2' (byte-level BPE) and 'llama' "
@@ -72,96 +83,81 @@ def rebuild(path: Any) -> tuple[Any, dict[str, Any]]:
         import tokenizers
     except ImportError as error:
         raise ImportError("reading a tokenizer needs the `tokenizers` package: pip install tokenizers") from error
-    said = _Vocabulary(path, metadata)
-    config = said.config()
-    inner = _byte_level(said) if model == "gpt2" else _sentencepiece(said)
+    vocabulary, pre = _Vocabulary(fields), fields.take("pre", None)
+    config = _config(fields, vocabulary, model == "llama", pre)
+    template = metadata.get("tokenizer.chat_template")
+    config["chat_template"] = template if isinstance(template, str) else None
+    if model == "gpt2":
+        inner = _byte_level(fields, vocabulary, pre)
+    else:
+        inner = _sentencepiece(fields, vocabulary, config["unk_token"])
     for kind in (CONTROL, USER_DEFINED):
         added = [
             tokenizers.AddedToken(token, normalized=False, special=kind == CONTROL)
-            for token, its in zip(said.tokens, said.kinds, strict=True)
+            for token, its in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
             if its == kind
         ]
         (inner.add_special_tokens if kind == CONTROL else inner.add_tokens)(added)
     if config["add_bos_token"]:
         bos = config["bos_token"]
         inner.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, said.tokens.index(bos))]
+            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocabulary.tokens.index(bos))]
         )
     return inner, config
 
 
 class _Vocabulary:
-    """The tokenizer's part of the metadata, checked."""
+    """The tokens, the kind of each, and the number of each.
 
-    def __init__(self, path: Any, metadata: dict[str, Any]):
-        self.path, self.metadata = path, metadata
-        self.tokens = self.listed("tokens", list)
+    What else a file says about its tokenizer is not refused: programs put much there that changes no token.
+    """
+
+    def __init__(self, fields: Fields):
+        self.tokens = fields.listed("tokens", list)
         if len(set(self.tokens)) != len(self.tokens) or "" in self.tokens:
-            raise ValueError(f"{path} has a vocabulary with an empty token or the same token twice; get it again")
+            raise ValueError(
+                f"{fields.where} has a vocabulary with an empty token or the same token twice; get it again"
+            )
         self.ids = {token: id for id, token in enumerate(self.tokens)}
-        kinds = self.take("token_type", np.ones(len(self.tokens), int))
+        kinds = fields.take("token_type", np.ones(len(self.tokens), int))
         if not isinstance(kinds, np.ndarray) or len(kinds) != len(self.tokens):
-            raise ValueError(f"{path} has no one tokenizer.ggml.token_type for each token; get it again")
+            raise ValueError(f"{fields.where} has no one {PREFIX}token_type for each token; get it again")
         self.kinds = kinds.tolist()
 
-    def take(self, key: str, default: Any = None) -> Any:
-        return self.metadata.get(f"tokenizer.ggml.{key}", default)
 
-    def listed(self, key: str, kind: type) -> Any:
-        value = self.take(key)
-        if not isinstance(value, kind):
-            raise ValueError(
-                f"{self.path} lacks tokenizer.ggml.{key}; get it again, or another conversion of the model"
-            )
-        return value
-
-    def special(self, key: str, default: int | None = None) -> str | None:
-        id = self.take(key, default)
-        if id is None or id == 0xFFFFFFFF:
-            return None
-        if type(id) is not int or not 0 <= id < len(self.tokens):
-            raise ValueError(f"{self.path} has tokenizer.ggml.{key} = {id!r}, which is not in its vocabulary")
-        return self.tokens[id]
-
-    def config(self) -> dict[str, Any]:
-        spm = self.take("model") == "llama"
-        add_bos = self.take("add_bos_token", spm or self.take("pre") in ADD_BOS)
-        config = {
-            "bos_token": self.special("bos_token_id", 1 if spm else None),
-            "eos_token": self.special("eos_token_id", 2 if spm else None),
-            "unk_token": self.special("unknown_token_id", 0 if spm else None),
-            "pad_token": self.special("padding_token_id"),
-        }
-        if self.take("add_eos_token", False):
-            raise ValueError(
-                f"{self.path} asks for add_eos_token, which is not understood; name a tokenizer.json instead"
-            )
-        template = self.metadata.get("tokenizer.chat_template")
-        return {
-            **config,
-            "add_bos_token": bool(add_bos) and config["bos_token"] is not None,
-            "chat_template": template if isinstance(template, str) else None,
-        }
+def _config(fields: Fields, vocabulary: _Vocabulary, sentencepiece: bool, pre: Any) -> dict[str, Any]:
+    """What tokenizer_config.json would say, but for the template."""
+    add_bos = fields.take("add_bos_token", sentencepiece or pre in ADD_BOS)
+    config: dict[str, Any] = {}
+    for name, key, usual in SPECIAL:
+        id = fields.take(key, usual if sentencepiece else None)
+        if id is not None and id != NONE and (type(id) is not int or not 0 <= id < len(vocabulary.tokens)):
+            raise ValueError(f"{fields.has(key, id)}, which is not in its vocabulary")
+        config[name] = None if id is None or id == NONE else vocabulary.tokens[id]
+    if fields.take("add_eos_token", False):
+        raise ValueError(
+            f"{fields.where} asks for add_eos_token, which is not understood; name a tokenizer.json instead"
+        )
+    return {**config, "add_bos_token": bool(add_bos) and config["bos_token"] is not None}
 
 
-def _byte_level(said: _Vocabulary) -> Any:
+def _byte_level(fields: Fields, vocabulary: _Vocabulary, cut: Any) -> Any:
     """GPT-2's kind: bytes written as printable characters, cut by `CUTS`, merged by rank."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    cut = said.take("pre")
     if cut not in CUTS:
-        what = f"cuts text as {cut!r}" if cut else "does not say how it cuts text (tokenizer.ggml.pre)"
+        what = f"cuts text as {cut!r}" if cut else f"does not say how it cuts text ({PREFIX}pre)"
         raise ValueError(
-            f"{said.path} {what}; understood are {', '.join(CUTS)}: put the model's tokenizer.json into a folder and "
-            "name that"
+            f"{fields.where} {what}; understood are {', '.join(CUTS)}: put the model's tokenizer.json into a folder "
+            "and name that"
         )
-    merges = [tuple(merge.split(" ")) for merge in said.listed("merges", list)]
+    merges = [tuple(merge.split(" ")) for merge in fields.listed("merges", list)]
     if any(len(pair) != 2 for pair in merges):
-        raise ValueError(f"{said.path} has merges that are not pairs; get it again")
+        raise ValueError(f"{fields.where} has merges that are not pairs; get it again")
     try:
-        inner = Tokenizer(models.BPE(said.ids, merges, ignore_merges=cut in WHOLE_WORDS))
+        inner = Tokenizer(models.BPE(vocabulary.ids, merges, ignore_merges=cut in WHOLE_WORDS))
     except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{said.path} has merges that do not fit its vocabulary ({error}); get it again") from error
+        raise ValueError(f"{fields.where} has merges that do not fit its vocabulary ({error}); get it again") from error
     if cut in COMPOSED:
         inner.normalizer = normalizers.NFC()
     steps: list[Any] = [
@@ -175,27 +171,19 @@ def _byte_level(said: _Vocabulary) -> Any:
     return inner
 
 
-def _sentencepiece(said: _Vocabulary) -> Any:
+def _sentencepiece(fields: Fields, vocabulary: _Vocabulary, unknown: str | None) -> Any:
     """Llama 2's kind: ▁ for a space, pieces joined by score, bytes where a character has no piece."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    scores = said.listed("scores", np.ndarray).tolist()
-    if len(scores) != len(said.tokens) or not np.isfinite(scores).all():
-        raise ValueError(f"{said.path} has no one finite tokenizer.ggml.scores for each token; get it again")
-    if "tokenizer.ggml.precompiled_charsmap" in said.metadata:
-        raise ValueError(f"{said.path} has a tokenizer with a precompiled_charsmap, which is not understood")
-    bytes_too = all(f"<0x{byte:02X}>" in said.ids for byte in range(256))
-    unknown = said.special("unknown_token_id", 0)
-    inner = Tokenizer(
-        models.BPE(
-            said.ids,
-            merges_of(said.ids, scores, said.kinds),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=bytes_too,
-        )
-    )
-    prefix = said.take("add_space_prefix", True)
+    ids, scores = vocabulary.ids, fields.listed("scores", np.ndarray).tolist()
+    if len(scores) != len(ids) or not np.isfinite(scores).all():
+        raise ValueError(f"{fields.where} has no one finite {PREFIX}scores for each token; get it again")
+    if fields.take("precompiled_charsmap", None) is not None:
+        raise ValueError(f"{fields.where} has a tokenizer with a precompiled_charsmap, which is not understood")
+    merges = merges_of(ids, scores, vocabulary.kinds)
+    bytes_too = all(f"<0x{byte:02X}>" in ids for byte in range(256))
+    inner = Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_too))
+    prefix = fields.take("add_space_prefix", True)
     start = [normalizers.Prepend("▁")] if prefix else []
     inner.normalizer = normalizers.Sequence([*start, normalizers.Replace(" ", "▁")])
     end = [decoders.Strip(" ", 1, 0)] if prefix else []

@@ -2,7 +2,7 @@
 
 The header is read and checked here, bound by bound, before anything is allocated: the official package maps the whole
 file and believes what it says. The package is asked for what it knows best, the blocks' arithmetic. A file is never
-mapped, since mapped pages count as memory: `read` takes one tensor, a piece at a time, so that what stands in memory
+mapped, since mapped pages count as memory: `read_tensor` takes one, a piece at a time, so that what stands in memory
 is the float array it returns and about a megabyte.
 """
 
@@ -123,7 +123,7 @@ def read_header(path: Any) -> Header:
     return Header(metadata, tensors)
 
 
-def read(path: Any, entry: Entry, name: str = "a tensor") -> np.ndarray:
+def read_tensor(path: Any, entry: Entry, name: str = "a tensor") -> np.ndarray:
     """One tensor as float32, bit for bit what ``gguf.quants.dequantize`` makes of it.
 
     Parameters

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats.atomic import write_whole
-from tinyllm.frozen.half import HalfWeight
 
 # In the order in which the library lays tensors out: the widest first, so that each is aligned.
-DTYPES = {
-    "U64": np.uint64, "I64": np.int64, "F64": np.float64, "F32": np.float32, "U32": np.uint32, "I32": np.int32,
-    "BF16": np.uint16, "F16": np.float16, "U16": np.uint16, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
-    "BOOL": np.bool_,
+NAMES = {
+    "U64": "u8", "I64": "i8", "F64": "f8", "F32": "f4", "U32": "u4", "I32": "i4", "BF16": BFLOAT16.str, "F16": "f2",
+    "U16": "u2", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
-CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items() if code != "BF16"}
+DTYPES = {code: np.dtype(name) for code, name in NAMES.items()}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def write(path: Any, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -34,8 +34,8 @@ def write(path: Any, arrays: Mapping[str, Any], metadata: Mapping[str, str] | No
     Parameters
     ----------
     path : str or Path
-    arrays : mapping of str to array or HalfWeight
-        Of either backend, in any layout; a bfloat16 `HalfWeight` is stored as BF16.
+    arrays : mapping of str to array
+        Of either backend, in any layout; bfloat16 has the dtype `tinyllm.backend.half.BFLOAT16`.
     metadata : mapping of str to str, optional
         ``{"format": "pt"}`` is always added: transformers asks for it.
 
@@ -66,12 +66,10 @@ def write(path: Any, arrays: Mapping[str, Any], metadata: Mapping[str, str] | No
 def _coded(name: str, array: Any) -> tuple[str, Any]:
     if not isinstance(name, str) or name == "__metadata__":
         raise TypeError(f"{name!r} cannot be the name of an array")
-    if isinstance(array, HalfWeight):
-        return ("BF16", array.bits) if array.storage == "bfloat16" else ("F16", array.bits)
     if not hasattr(array, "dtype"):
         raise TypeError(f"{name} is {type(array).__name__}; only arrays can be saved")
     if array.dtype.name == "bfloat16":
-        return "BF16", array.view(np.uint16)
+        return "BF16", array.view(BFLOAT16)  # ml_dtypes' own
     code = CODES.get(array.dtype.newbyteorder("="))
     if code is None:
         raise TypeError(
@@ -97,8 +95,8 @@ def read(path: Any, names: Iterable[str] | None = None) -> tuple[dict[str, Any],
 
     Returns
     -------
-    arrays : dict of str to ndarray or HalfWeight
-        BF16 comes as `HalfWeight`, since NumPy has no such dtype; everything else as an array that owns its memory.
+    arrays : dict of str to ndarray
+        Each owns its memory. bfloat16 has the dtype `tinyllm.backend.half.BFLOAT16`.
     metadata : dict of str to str
 
     Raises
@@ -123,12 +121,11 @@ def read(path: Any, names: Iterable[str] | None = None) -> tuple[dict[str, Any],
                 raise ValueError(
                     f"{name} in {path} has dtype {code}, which is not understood; convert it to BF16 or F32"
                 )
-            array = np.empty(math.prod(entry["shape"]), np.dtype(DTYPES[code]).newbyteorder("<"))
+            array = np.empty(math.prod(entry["shape"]), DTYPES[code].newbyteorder("<"))
             file.seek(start + entry["data_offsets"][0])
             if file.readinto(array.view(np.uint8).data) != array.nbytes:  # type: ignore[attr-defined]
                 raise ValueError(f"{path} ends within {name}; the file is truncated, get or write it again")
-            array = array.astype(DTYPES[code], copy=False).reshape(entry["shape"])
-            arrays[name] = HalfWeight(array, "bfloat16") if code == "BF16" else array
+            arrays[name] = array.astype(DTYPES[code], copy=False).reshape(entry["shape"])
     return arrays, metadata
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend.double_quant import dynamic_map
-from tinyllm.backend.half import from_bfloat16
+from tinyllm.backend.half import BFLOAT16, from_bfloat16
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
+from tinyllm.frozen import stored
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import BLOCK_SIZES, QUANT_STATE, NF4Weight
-from tinyllm.tensor import Tensor
 
 NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
 HALF = "tinyllm.half"  # metadata: which half-precision arrays are frozen weights, and the dtype they compute in
@@ -75,13 +75,9 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     arrays: dict[str, Any] = {}
     half: dict[str, str] = {}
     for name, weight in state.items():
-        if isinstance(weight, NF4Weight):
-            parts = weight.parts(name)
-        else:
-            if isinstance(weight, HalfWeight):
-                half[name] = weight.dtype.name
-            parts = {name: weight.data if isinstance(weight, Tensor) else weight}
-        for key, array in parts.items():
+        if isinstance(weight, HalfWeight):
+            half[name] = weight.dtype.name
+        for key, array in stored(weight).parts(name).items():
             if key in arrays:
                 raise ValueError(f"two weights would both be stored as {key}; rename one of them")
             arrays[key] = array
@@ -107,47 +103,54 @@ def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "th
         if name in parts:
             continue
         if name in half:
-            bits = array.bits if isinstance(array, HalfWeight) else array.view(np.uint16)
-            storage = "bfloat16" if isinstance(array, HalfWeight) else "float16"
-            state[name] = HalfWeight(bits, storage, half[name])
+            storage = "bfloat16" if array.dtype == BFLOAT16 else "float16"
+            state[name] = HalfWeight(array.view(np.uint16), storage, half[name])
         else:
-            state[name] = from_bfloat16(array.bits) if isinstance(array, HalfWeight) else array
+            state[name] = from_bfloat16(array.view(np.uint16)) if array.dtype == BFLOAT16 else array
     return {name: state[name] for name in arrays if name in state}
-
-
-def _bytes_of(array: Any) -> np.ndarray:
-    """The codes; ``quant_storage`` in bitsandbytes' options makes another dtype of the same bytes."""
-    return (array.bits if isinstance(array, HalfWeight) else array).reshape(-1).view(np.uint8)
 
 
 def _nf4_weight(name: str, arrays: dict[str, Any], where: str) -> tuple[NF4Weight, set[str]]:
     """The weight, and the names of the arrays that made it."""
-    keys = [f"{name}{QUANT_STATE}", name, f"{name}.absmax", f"{name}.quant_map"]
-    nested = [f"{name}.nested_absmax", f"{name}.nested_quant_map"]
     try:
-        said = json.loads(arrays[keys[0]].tobytes())
-        shape, block_size = tuple(said["shape"]), said["blocksize"]
-        double = "nested_blocksize" in said
-        packed, absmax = _bytes_of(arrays[name]), arrays[keys[2]].reshape(-1)
-        blocks = -(-prod(shape) // block_size)
-        fits = packed.size == (prod(shape) + 1) // 2 and absmax.size == blocks and block_size in BLOCK_SIZES
-        known = said["quant_type"] == "nf4" and np.array_equal(arrays[keys[3]].reshape(-1), NF4_LEVELS)
-        dtypes = packed.dtype == np.uint8 and absmax.dtype == (np.uint8 if double else np.float32)
-        if double:
-            absmax2 = arrays[nested[0]].reshape(-1)
-            fits = fits and absmax2.size == -(-blocks // 256) and absmax2.dtype == np.float32
-            known = (
-                known
-                and said["nested_blocksize"] == 256
-                and np.array_equal(arrays[nested[1]].reshape(-1), dynamic_map())
-            )
-            absmax = (absmax, absmax2, np.float32(said["nested_offset"]))
-    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        about = json.loads(arrays[name + QUANT_STATE].tobytes())
+        parts = ["", QUANT_STATE, ".absmax", ".quant_map"]
+        parts += [".nested_absmax", ".nested_quant_map"] if "nested_blocksize" in about else []
+        flat = {part: arrays[name + part].reshape(-1) for part in parts}
+        # ``quant_storage`` in bitsandbytes' options makes another dtype of the same bytes.
+        packed, absmax = flat[""].view(np.uint8), flat[".absmax"]
+        fits = _fits(about, packed, flat)
+        if ".nested_absmax" in flat:
+            absmax = (absmax, flat[".nested_absmax"], np.float32(about["nested_offset"]))
+        shape, block_size, dtype = tuple(about["shape"]), about["blocksize"], about.get("dtype")
+    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise ValueError(
             f"the NF4 weight {name} in {where} is incomplete or damaged ({error}); get or write it again"
         ) from None
-    if not (fits and known and dtypes):
+    if not fits:
         raise ValueError(f"the NF4 weight {name} in {where} does not fit its own description; get or write it again")
     # The original's dtype; half precision computes in float32 here.
-    dtype = said.get("dtype") if said.get("dtype") in ("float32", "float64") else "float32"
-    return NF4Weight(packed, absmax, shape, block_size, dtype), {*keys, *(nested if double else ())}
+    dtype = dtype if dtype in ("float32", "float64") else "float32"
+    return NF4Weight(packed, absmax, shape, block_size, dtype), {name + part for part in parts}
+
+
+def _fits(about: dict[str, Any], packed: np.ndarray, flat: dict[str, Any]) -> bool:
+    """Whether arrays, flattened and by the ends of their names, are what an NF4 weight's description asks for."""
+    n, double = prod(about["shape"]), ".nested_absmax" in flat
+    blocks = -(-n // about["blocksize"])
+    fits = [
+        about["quant_type"] == "nf4",
+        about["blocksize"] in BLOCK_SIZES,
+        packed.size == (n + 1) // 2,
+        flat[".absmax"].size == blocks,
+        flat[".absmax"].dtype == (np.uint8 if double else np.float32),
+        np.array_equal(flat[".quant_map"], NF4_LEVELS),
+    ]
+    if double:
+        fits += [
+            about["nested_blocksize"] == 256,
+            flat[".nested_absmax"].size == -(-blocks // 256),
+            flat[".nested_absmax"].dtype == np.float32,
+            np.array_equal(flat[".nested_quant_map"], dynamic_map()),
+        ]
+    return all(fits)

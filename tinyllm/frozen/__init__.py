@@ -11,13 +11,14 @@ from tinyllm.frozen.dense import Dense
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.frozen.weight import FrozenWeight, Weight
+from tinyllm.tensor import Tensor
 
 __all__ = ["Dense", "FrozenWeight", "HalfWeight", "NF4Weight", "Weight", "store", "stored"]
 
 
 def stored(weight: Any) -> Weight:
-    """What a layer computes with: a stored weight itself, or the face of one on a tensor's array."""
-    return weight if isinstance(weight, Weight) else Dense(weight.data)
+    """What a layer computes with: a stored weight itself, or the face of one on an array or a tensor's array."""
+    return weight if isinstance(weight, Weight) else Dense(weight.data if isinstance(weight, Tensor) else weight)
 
 
 def store(w: Any, storage: str, name: str = "", block_size: int = 64, double_quant: bool = True) -> FrozenWeight:

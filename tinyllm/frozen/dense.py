@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,12 @@ class Dense(Weight):
 
     def dense(self) -> Any:
         return self.array
+
+    def transposed(self) -> Dense:
+        return Dense(self.array.T)
+
+    def move(self, to: Callable[[Any], Any]) -> Dense:
+        return Dense(to(self.array))
 
     def like(self, array: Any, name: str = "") -> Parameter:
         return Parameter(array, requires_grad=False)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.half import from_bfloat16, to_bfloat16
+from tinyllm.backend.device import to_host
+from tinyllm.backend.half import BFLOAT16, from_bfloat16, to_bfloat16
 from tinyllm.backend.table import Backend, of
 from tinyllm.frozen.finite import refuse_non_finite
 from tinyllm.frozen.weight import FrozenWeight
@@ -57,6 +58,12 @@ class HalfWeight(FrozenWeight):
 
     def move(self, to: Callable[[Any], Any]) -> HalfWeight:
         return type(self)(to(self.bits), self.storage, self.dtype)
+
+    def parts(self, name: str) -> dict[str, Any]:  # on the host, since CuPy has no bfloat16 either
+        return {name: to_host(self.bits).view(BFLOAT16 if self.storage == "bfloat16" else np.float16)}
+
+    def transposed(self) -> HalfWeight:
+        return HalfWeight(self.bits.T, self.storage, self.dtype)
 
     def _widen(self, bits: Any, out: Any) -> Any:
         if self.storage == self.dtype.name:  # half precision computes

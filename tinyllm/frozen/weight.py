@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from tinyllm.backend.table import Backend, of
 
 TILE_BYTES = 4 << 20  # of each thread: rows enough even of wide matrices, since each product copies all of x first
 WORTH = 1 << 14  # weights from which on the tiles of a matrix are shared among threads
+
+W = TypeVar("W", bound="Weight")
 
 
 class Weight:
@@ -28,12 +30,15 @@ class Weight:
         What it is kept as: a dtype's name, or ``"nf4"``.
     nbytes : int
         What it really occupies.
+    frozen : bool
+        Whether it is stored in fewer bits, for good.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     storage: str
     nbytes: int
+    frozen = False
     requires_grad = False
     node = None  # no place in a graph: `op` drops the rule for it, and so a frozen weight costs nothing
 
@@ -74,13 +79,21 @@ class Weight:
         """The whole weight as floats: for merging and for looking at it."""
         raise NotImplementedError
 
+    def transposed(self) -> Weight:
+        """W.T, looking into the same memory; some files keep their weights so. Four-bit blocks cannot be turned."""
+        raise NotImplementedError
+
+    def move(self: W, to: Callable[[Any], Any]) -> W:
+        """The same weight with ``to(array)`` in the place of each array: to a GPU, or back."""
+        raise NotImplementedError
+
     def like(self, array: Any, name: str = "") -> Any:
         """Another array, frozen and kept as this weight is; `name` is named in errors."""
         raise NotImplementedError
 
     def parts(self, name: str) -> dict[str, Any]:
-        """What a file holds of it, by name."""
-        return {name: self}
+        """The arrays that a file holds of it, by name."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, storage={self.storage!r}, {self.nbytes:,} bytes)"
@@ -92,12 +105,10 @@ class FrozenWeight(Weight):
     A rule names the *packed* weight and unpacks it again on the way back. That is what makes QLoRA smaller than LoRA.
     """
 
+    frozen = True
+
     def rows(self, start: int, stop: int, out: Any) -> Any:
         """Rows start..stop as floats, (stop - start, columns), written into `out`."""
-        raise NotImplementedError
-
-    def move(self, to: Callable[[Any], Any]) -> FrozenWeight:
-        """The same weight with ``to(array)`` in the place of each array: to a GPU, or back."""
         raise NotImplementedError
 
     def step(self) -> int:

@@ -1,14 +1,13 @@
 """The memory ledger: what a training run will hold, by category, before it begins.
 
-Two steps of training are run on ghosts (`backend/ghost.py`): the model is built as it would be, adapters are applied,
+Two steps of training are run on ghosts (`backend/ghost`): the model is built as it would be, adapters are applied,
 loss, backward and AdamW follow, and only the content is missing. The moment at which most bytes are alive is the plan.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -16,24 +15,21 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.backend.cpu.overrides import WIDEST
-from tinyllm.backend.cpu.threads import get_num_threads, share
-from tinyllm.backend.ghost import Ghost, Meter, haunted
+from tinyllm.backend.ghost import Ghost, Meter, haunted, labelled
+from tinyllm.backend.table import BACKENDS
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.inspect.memory import resident_memory
 from tinyllm.lora.verbs import apply_lora
 from tinyllm.models import DecoderModel
+from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.config import DecoderConfig
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW, clip_grad_norm
-from tinyllm.tensor import Parameter
+from tinyllm.tensor import Parameter, Tensor
 
 STORAGE = {"full": "float32", "lora": "float32", "qlora": "nf4"}  # by method, unless another is asked for
 SOMETHING = 45_000_000  # bytes that Python, NumPy and this library take, where the system does not tell
-
-# What an array is for is told by the function that makes it, or by one that called that.
-MAKERS = {"linear_cross_entropy": "head", "chunked_cross_entropy": "head", "tiles": "tiles", "step": "optimizer"}
 
 
 @dataclass(frozen=True)
@@ -125,19 +121,14 @@ def plan(
     ValueError
         If there is no such method, or the model could not be trained so.
     """
-    if method not in STORAGE:
-        raise ValueError(f"there is no method {method!r}; there are {', '.join(STORAGE)}")
+    storage = _storage(method, storage)
     for name, n in (("the batch size", batch_size), ("max_seq_len", seq_len)):
         if n < 1:
             raise ValueError(f"{name} must be at least 1, not {n}")
-    storage = storage or STORAGE[method]
-    if method == "full" and storage != "float32":
-        raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
     _have_blas_take_its_work_space()
     place = random.default.state
     try:
         with haunted() as meter:
-            meter.label_of = _maker
             ledger = _Ledger(meter)
             with meter.labelled("base"):
                 model = ghost_model(config, storage, dtype)
@@ -146,7 +137,7 @@ def plan(
             if method != "full":
                 with meter.labelled("adapters"):
                     apply_lora(
-                        model, rank, 1.0, dropout, target_modules, modules_to_save=modules_to_save,
+                        model, rank, dropout=dropout, target_modules=target_modules, modules_to_save=modules_to_save,
                         use_dora=use_dora, verbose=False,
                     )  # fmt: skip
             with meter.labelled("activations"):
@@ -157,11 +148,22 @@ def plan(
         random.default.restore(place)
 
 
+def _storage(method: str, storage: str | None) -> str:
+    """What the base is kept as."""
+    if method not in STORAGE:
+        raise ValueError(f"there is no method {method!r}; there are {', '.join(STORAGE)}")
+    storage = storage or STORAGE[method]
+    if method == "full" and storage != "float32":
+        raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
+    return storage
+
+
 def _have_blas_take_its_work_space() -> None:
     """It takes one for each thread, at the first product that is wide enough."""
-    tall, wide = np.ones((256, 512), np.float32), np.ones((512, WIDEST), np.float32)
-    results = np.empty((get_num_threads(), 256, WIDEST), np.float32)
-    share(lambda out: np.matmul(tall, wide, out=out), list(results))
+    be = BACKENDS["numpy"]
+    tall, wide = np.ones((256, 512), np.float32), np.ones((512, 2048), np.float32)
+    results = np.empty((len(be.pieces(len(tall), even=True)), 256, 2048), np.float32)  # as many as threads
+    be.share(lambda out: np.matmul(tall, wide, out=out), list(results))
 
 
 def _train(model: DecoderModel, batch_size: int, seq_len: int) -> None:
@@ -173,15 +175,18 @@ def _train(model: DecoderModel, batch_size: int, seq_len: int) -> None:
     for _ in range(2):
         model.loss(ids, ids).backward()
         clip_grad_norm(trainable, 1.0)
-        optimizer.step()
+        with labelled("optimizer"):
+            optimizer.step()
         optimizer.zero_grad()
 
 
 def ghost_model(config: DecoderConfig, storage: str = "float32", dtype: Any = np.float32) -> DecoderModel:
     """A model whose weights are ghosts, for use inside `haunted`."""
+    model = skeleton(_Decoder, vars(config), storage, dtype)
+    kept_as = storages(model, storage)
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
-        kind, n = DecoderModel.storage_of(name, storage), prod(shape)
+        kind, n = kept_as[name], prod(shape)
         if kind == "float32":
             return Parameter(Ghost(shape, dtype))
         if kind != "nf4":
@@ -190,35 +195,46 @@ def ghost_model(config: DecoderConfig, storage: str = "float32", dtype: Any = np
         scales = Ghost(blocks, np.uint8), Ghost(-(-blocks // 256)), np.float32(0)
         return _NF4(Ghost((n + 1) // 2, np.uint8), scales, shape, dtype=dtype)
 
-    return DecoderModel(**vars(config), storage=storage, dtype=dtype, init=init)
+    fill(model, init, storage)
+    return model
 
 
-class _Ends:
+class _Decoder(DecoderModel):
+    """Of a loss, all but the hidden states is the head's."""
+
+    def hidden(self, *args: Any, **kwargs: Any) -> Tensor:
+        with labelled("activations"):
+            return super().hidden(*args, **kwargs)
+
+    def loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        with labelled("head"):
+            return super().loss(*args, **kwargs)
+
+
+class _Tiles:
     """Of a thread's tiles, which are all alike, the first and the last tell as much as all of them."""
 
     def runs(self) -> list[list[slice]]:
         every: list[list[slice]] = super().runs()  # type: ignore[misc]
         return [run[:1] + run[1:][-1:] for run in every]
 
+    def tiles(self, spans: list[slice] | None = None) -> Iterator[tuple[slice, Any]]:
+        tiles = super().tiles(spans)  # type: ignore[misc]
+        while True:
+            with labelled("tiles"):
+                tile = next(tiles, None)
+            if tile is None:
+                return
+            yield tile
+            del tile  # the next takes its place
 
-class _Half(_Ends, HalfWeight):
+
+class _Half(_Tiles, HalfWeight):
     pass
 
 
-class _NF4(_Ends, NF4Weight):
+class _NF4(_Tiles, NF4Weight):
     pass
-
-
-def _maker(default: str) -> str:
-    """The category of a ghost that is just being made."""
-    frame = sys._getframe(3)
-    for _ in range(8):
-        if frame is None:
-            break
-        if frame.f_code.co_name in MAKERS:
-            return MAKERS[frame.f_code.co_name]
-        frame = frame.f_back  # type: ignore[assignment]
-    return default
 
 
 class _Ledger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -14,18 +14,18 @@ BIASES = ("none", "all", "lora_only")
 
 @dataclass
 class LoRAConfig:
-    """How adapters are made; the fields are those of PEFT's LoraConfig."""
+    """How adapters are made; the fields are those of PEFT's LoraConfig. A text beside a type says what it is for."""
 
-    rank: int = 8  # numbers a token is squeezed through; more rank, more to learn with
-    alpha: float = 16.0  # the update is scaled by alpha / rank, so rank can change without retuning lr
-    dropout: float = 0.0  # on the adapter's input only
+    rank: Annotated[int, "numbers a token is squeezed through; more rank, more to learn with"] = 8
+    alpha: Annotated[float, "the update is scaled by alpha / rank, so rank can change without retuning lr"] = 16.0
+    dropout: Annotated[float, "on the adapter's input only"] = 0.0
     target_modules: Any = None  # None: attention; list of names or suffixes; regular expression; "all-linear"
-    use_rslora: bool = False  # scale by alpha / sqrt(rank): high ranks keep learning (arXiv 2312.03732)
+    use_rslora: Annotated[bool, "scale by alpha / sqrt(rank): high ranks keep learning (arXiv 2312.03732)"] = False
     rank_pattern: dict[str, int] = field(default_factory=dict)  # {regular expression of a module's name: rank}
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # the same for alpha
     modules_to_save: tuple[str, ...] = ()  # modules that are trained whole and saved with the adapter
-    use_dora: bool = False  # train the lengths of the weights' rows, too; nearer to full training at low ranks
-    bias: str = "none"  # which biases train: "none", "lora_only" (those of the adapted layers) or "all"
+    use_dora: Annotated[bool, "train the lengths of the weights' rows, too: near full training at low ranks"] = False
+    bias: Annotated[str, "which biases train: none, those of the adapted layers (lora_only), or all", BIASES] = "none"
 
     def __post_init__(self) -> None:
         if self.bias not in BIASES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,28 +62,11 @@ class DecoderConfig:
     model_type: str = field(default="", compare=False)  # its family on Hugging Face; "": whichever it fits
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "vocab_size": 1,
-            "hidden_size": 1,
-            "num_layers": 1,
-            "max_seq_len": 1,
-            "num_heads": 0,  # 0 is replaced below
-            "num_kv_heads": 0,
-            "head_dim": 0,
-            "intermediate_size": 0,
-            "sliding_window": 0,
-        }.items():
-            value = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole or value < least:
-                default = "" if least else " (0: the default)"
-                raise ValueError(f"{name} must be at least 1{default} and a whole number, not {value!r}")
-            setattr(self, name, int(value))
-        for name in ("rope_theta", "norm_eps"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not number or not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0, not {value!r}")
+        for name, fits, needed in CHECKS:
+            if not fits(getattr(self, name)):
+                raise ValueError(f"{name} must be {needed}, not {getattr(self, name)!r}")
+        for name in (*SIZES, *SIZES_WITH_DEFAULT):
+            setattr(self, name, int(getattr(self, name)))  # NumPy's whole numbers become Python's
         if isinstance(self.rope_scaling, dict):  # of `describe`, or of a file
             self.rope_scaling = RopeScaling(**self.rope_scaling)
         self.num_heads = self.num_heads or max(1, self.hidden_size // 64)
@@ -98,14 +82,34 @@ class DecoderConfig:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"rotary positions turn pairs of channels, so head_dim {self.head_dim} must be even")
-        for name, allowed in {
-            "norm": ("layer_norm", "rms_norm"),
-            "activation": ("gelu", "gelu_tanh", "swiglu"),
-            "positions": ("learned", "rope"),
-            "qkv": ("fused", "separate"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
+
+
+def _is_above_0(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 < float(value) < np.inf
+
+
+SIZES = ("vocab_size", "hidden_size", "num_layers", "max_seq_len")
+SIZES_WITH_DEFAULT = ("num_heads", "num_kv_heads", "head_dim", "intermediate_size", "sliding_window")
+CHOICES = {
+    "norm": ("layer_norm", "rms_norm"),
+    "activation": ("gelu", "gelu_tanh", "swiglu"),
+    "positions": ("learned", "rope"),
+    "qkv": ("fused", "separate"),
+}
+# What each field must be by itself: its name, a test, the words for the error.
+CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    *((name, lambda value: _is_whole(value, 1), "at least 1 and a whole number") for name in SIZES),
+    *(
+        (name, lambda value: _is_whole(value, 0), "at least 1 (0: the default) and a whole number")
+        for name in SIZES_WITH_DEFAULT
+    ),
+    *((name, _is_above_0, "a finite number above 0") for name in ("rope_theta", "norm_eps")),
+    *((name, allowed.__contains__, f"one of {', '.join(allowed)}") for name, allowed in CHOICES.items()),
+)
 
 
 def llama_shape(**changes: Any) -> dict[str, Any]:

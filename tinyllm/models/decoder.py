@@ -6,27 +6,23 @@ Shapes: batch, time, channel (the hidden size), heads, n (channels of a head).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
-from tinyllm.backend.device import as_dtype, device, to_device
+from tinyllm.backend.device import as_dtype
 from tinyllm.backend.table import of
-from tinyllm.frozen import store
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.models.build import check_storage, fill, gpt2_init, refuse_unknown
 from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.head import chunked_cross_entropy, linear_cross_entropy
 from tinyllm.models.positions import check_ids, positions_and_starts, rope_frequencies, rope_tables
-from tinyllm.names import nearest
 from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from tinyllm.ops import split
-from tinyllm.tensor import Parameter, Tensor, checkpoint
-
-STORAGES = ("float32", "float16", "bfloat16", "nf4")
+from tinyllm.tensor import Tensor, checkpoint
 
 
 def make_norm(config: DecoderConfig, dtype: Any) -> Module:
@@ -41,36 +37,42 @@ class Attention(Module):
         self.heads, self.kv_heads, self.n = config.num_heads, config.num_kv_heads, config.head_dim
         q_size, kv_size = self.heads * self.n, self.kv_heads * self.n
         self.sizes = (q_size, kv_size, kv_size)
+        self.fused, self.normed = config.qkv == "fused", config.qk_norm
         hidden, bias = config.hidden_size, config.bias or config.qkv_bias
-        if config.qkv == "fused":
+        if self.fused:
             self.qkv_proj = Linear(hidden, sum(self.sizes), bias, dtype, init=False)
         else:
             self.q_proj = Linear(hidden, q_size, bias, dtype, init=False)
             self.k_proj = Linear(hidden, kv_size, bias, dtype, init=False)
             self.v_proj = Linear(hidden, kv_size, bias, dtype, init=False)
-        self.out_proj = Linear(q_size, hidden, config.bias, dtype, init=False)
-        if config.qk_norm:
+        self.out_proj = Linear(q_size, hidden, config.bias, dtype, init=False, residual=True)
+        if self.normed:
             self.q_norm = RMSNorm(self.n, config.norm_eps, dtype)
             self.k_norm = RMSNorm(self.n, config.norm_eps, dtype)
 
     def forward(self, x: Tensor, rope: tuple | None, starts: Any, cache: KVCache | None, layer: int) -> Tensor:
-        if hasattr(self, "qkv_proj"):
+        q, k, v = self.project(x)
+        if rope is not None:
+            q, k = F.rope(q, *rope), F.rope(k, *rope)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (batch, kv_heads, past + time, n)
+        y = F.attention(q, k, v, starts)  # (batch, heads, time, n)
+        batch, time = x.shape[:2]
+        return self.out_proj(y.swapaxes(1, 2).reshape(batch, time, self.heads * self.n))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (batch, heads, time, n); keys and values (batch, kv_heads, time, n)."""
+        if self.fused:
             q, k, v = split(self.qkv_proj(x), self.sizes)  # (batch, time, heads * n)
         else:
             q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         batch, time = x.shape[:2]
         q = q.reshape(batch, time, self.heads, self.n)
         k = k.reshape(batch, time, self.kv_heads, self.n)
-        v = v.reshape(batch, time, self.kv_heads, self.n).swapaxes(1, 2)  # (batch, kv_heads, time, n)
-        if hasattr(self, "q_norm"):
+        v = v.reshape(batch, time, self.kv_heads, self.n)
+        if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)  # over the n channels of each head
-        q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)  # (batch, heads, time, n), (batch, kv_heads, time, n)
-        if rope is not None:
-            q, k = F.rope(q, *rope), F.rope(k, *rope)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)  # (batch, kv_heads, past + time, n)
-        y = F.attention(q, k, v, starts)  # (batch, heads, time, n)
-        return self.out_proj(y.swapaxes(1, 2).reshape(batch, time, self.heads * self.n))
+        return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
 class MLP(Module):
@@ -82,7 +84,7 @@ class MLP(Module):
         if self.activation == "swiglu":
             self.gate_proj = Linear(hidden, inner, bias, dtype, init=False)
         self.up_proj = Linear(hidden, inner, bias, dtype, init=False)
-        self.down_proj = Linear(inner, hidden, bias, dtype, init=False)
+        self.down_proj = Linear(inner, hidden, bias, dtype, init=False, residual=True)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation == "swiglu":
@@ -155,78 +157,28 @@ class DecoderModel(Module):
         init: Callable[[str, tuple[int, ...]], Any] | None = None,
         **config: Any,
     ):
-        if storage not in STORAGES:
-            raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}")
         self.dtype = dtype = as_dtype(dtype)
-        if self.dtype.name not in ("float32", "float64") and not (self.half and device() == "cuda"):
-            raise ValueError(
-                f"dtype must be float32 or float64, not {self.dtype}; for fewer bits use storage=, and to compute in "
-                "half precision a GPU: set_device('cuda')"
-            )
-        _refuse_unknown(config)
+        check_storage(storage, dtype)
+        refuse_unknown(config)
         heads = 0 if num_heads is None else num_heads
         self.config = c = DecoderConfig(vocab_size, hidden_size, num_layers, heads, **config)
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, dtype, init=False)
         if c.positions == "learned":
-            self.embed_positions = Embedding(c.max_seq_len, c.hidden_size, dtype, init=False)
+            self.embed_positions = Embedding(c.max_seq_len, c.hidden_size, dtype, init=False, fewest="float32")
         self.dropout = Dropout(c.dropout)
         self.layers = [Block(c, dtype) for _ in range(c.num_layers)]
         self.norm = make_norm(c, dtype)
-        self.lm_head = Linear(c.hidden_size, c.vocab_size, False, dtype, init=False)
+        self.lm_head = Linear(c.hidden_size, c.vocab_size, False, dtype, init=False, head=True)
         if c.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.checkpointing = False  # recompute each block in backward instead of keeping its activations
         generator = random.default if seed is None else random.Generator(seed)
-        self.fill(init or (lambda name, shape: initial(name, shape, c, generator, self.dtype)), storage)
-
-    def fill(
-        self, init: Callable[[str, tuple[int, ...]], Any], storage: str = "float32", largest_first: bool = False
-    ) -> None:
-        """Put ``init(name, shape)`` into every weight, one after the other, and keep it as `storage` says.
-
-        Largest first, the floats of an embedding never stand beside the rest of the model; a generator's draws then
-        come in another order.
-        """
-        weights = list(self.named_weights())
-        for name, weight in sorted(weights, key=lambda item: -item[1].size) if largest_first else weights:
-            self.set_weight(name, self._kept(name, init(name, weight.shape), weight.shape, storage))
-
-    def _kept(self, name: str, array: Any, shape: tuple[int, ...], storage: str) -> FrozenWeight | Parameter:
-        """What `init` gave, as this model keeps it; a function of its own, so that no float array outlives its turn."""
-        if isinstance(array, FrozenWeight | Parameter):  # what a file keeps as NF4, or as floats, stays so
-            return self._moved(name, array)
-        kept_as = self.storage_of(name, storage)
-        # Half computes, but gains stay float32, and NF4 is made of what came, not of what half left of it.
-        dtype = np.float32 if self.half and ("norm" in name or kept_as != "float32") else self.dtype
-        array = to_device(np.ascontiguousarray(array, dtype=dtype))
-        if array.shape != shape:
-            raise ValueError(f"{name} should have shape {shape}, not {array.shape}")
-        return Parameter(array) if kept_as == "float32" else self._moved(name, store(array, kept_as, name))
+        fill(self, init or gpt2_init(self, generator), storage)
 
     @property
     def half(self) -> bool:
         """Whether it computes in half precision: activations and products; sums, adapters and the loss in float32."""
         return self.dtype.itemsize == 2
-
-    def _moved(self, name: str, weight: FrozenWeight | Parameter) -> FrozenWeight | Parameter:
-        """What came from a file, or was just stored, on the device and computing in this model's dtype."""
-        if isinstance(weight, Parameter):
-            if any(weight.data.strides):  # a placeholder has no memory, and shall get none
-                dtype = np.float32 if self.half and "norm" in name else weight.data.dtype
-                weight.data = to_device(weight.data.astype(dtype, copy=False))
-            return weight
-        moved = weight.move(to_device)
-        moved.dtype = self.dtype
-        return moved
-
-    @staticmethod
-    def storage_of(name: str, storage: str) -> str:
-        """What a weight is kept as under `storage`: vectors and positions always as floats."""
-        if storage == "float32" or name.endswith("bias") or "norm" in name or "embed_positions" in name:
-            return "float32"
-        if storage == "nf4" and ("embed_tokens" in name or "lm_head" in name):
-            return "float16"
-        return storage
 
     def hidden(
         self, ids: Any, segment_ids: Any = None, attention_mask: Any = None, cache: KVCache | None = None
@@ -293,7 +245,7 @@ class DecoderModel(Module):
         if tuple(targets.shape) != tuple(np.shape(ids)):
             raise ValueError(f"ids have shape {np.shape(ids)} and targets {tuple(targets.shape)}; they must be alike")
         x = self.hidden(ids, segment_ids, attention_mask)
-        head = getattr(self.lm_head, "chosen", lambda: self.lm_head)()  # of modules_to_save
+        head = self.lm_head.chosen()
         if isinstance(head, Linear) and head.bias is None:
             return linear_cross_entropy(x, head.weight, targets)
         return chunked_cross_entropy(x, head, targets, self.config.vocab_size)  # an adapted head
@@ -301,9 +253,9 @@ class DecoderModel(Module):
     @classmethod
     def from_pretrained(cls, name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
         """Read a model: a folder, a GGUF file or a name on the hub; see `models/checkpoints/folder.py`."""
-        from tinyllm.models.checkpoints.folder import load_pretrained  # it imports this module
+        from tinyllm.models.checkpoints.folder import load_pretrained  # only now: the book imports no files
 
-        return load_pretrained(name, storage, dtype)
+        return load_pretrained(cls, name, storage, dtype)
 
     def save_pretrained(self, folder: Any, max_shard_size: float = 5e9) -> None:
         """Write ``config.json`` and ``model.safetensors``; see `models/checkpoints/export.py`."""
@@ -314,21 +266,3 @@ class DecoderModel(Module):
     def describe(self) -> dict[str, Any]:
         """The configuration as plain values."""
         return asdict(self.config)
-
-
-def _refuse_unknown(config: dict[str, Any]) -> None:
-    known = [field.name for field in fields(DecoderConfig)] + ["storage", "dtype", "seed", "init"]
-    for name in config:
-        if name not in known:
-            hint = nearest(name, known, "did you mean {}?") or f"there are: {', '.join(known)}"
-            raise TypeError(f"DecoderModel has no parameter {name!r}; {hint}")
-
-
-def initial(name: str, shape: tuple[int, ...], config: DecoderConfig, generator: random.Generator, dtype: Any) -> Any:
-    """GPT-2's initialisation: N(0, 0.02), the projections that end in the residual divided by sqrt(2 * layers)."""
-    if name.endswith("bias"):
-        return np.zeros(shape, dtype)
-    if "norm" in name:
-        return np.ones(shape, dtype)
-    residual = name.endswith(("out_proj.weight", "down_proj.weight"))
-    return generator.normal(shape, 0.02 / (2 * config.num_layers) ** 0.5 if residual else 0.02, dtype)

@@ -42,36 +42,42 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | Weight, targets: Any) -> Te
     Tensor ()
         The mean loss over the live targets.
     """
-    be, shape = of(x.data), x.shape
-    xp, n = be.xp, shape[-1]
-    classes = weight.shape[0]
-    labels, live = live_targets(xp, targets, classes)
-    rows = x.data.reshape(-1, n)
-    w, trained = stored(weight), wants_grad(weight)
-    differentiate = wants_grad(x) or trained
-    gx = xp.empty(rows.shape, rows.dtype) if differentiate else None
-    gw = xp.zeros(w.shape, rows.dtype) if trained else None
-    height = chunk_rows(len(rows), classes, rows.dtype.itemsize)
-    buffer = xp.empty((height, classes), rows.dtype)  # the logits of one chunk after the other
-    total: Any = 0.0
+    be, w, shape = of(x.data), stored(weight), x.shape
+    rows = x.data.reshape(-1, shape[-1])
+    labels, live = live_targets(be.xp, targets, w.shape[0])
+    gx = be.xp.empty(rows.shape, rows.dtype) if wants_grad(x) else None
+    gw = be.xp.zeros(w.shape, rows.dtype) if wants_grad(weight) else None
+    # The gradient of a row's loss is 1/live of the mean's. In half that would lose small ones: there the rule divides.
     half = rows.dtype.itemsize == 2
-    each = 1 if half else 1 / live  # half would lose the small gradients of many tokens: there the rule divides
-    for start in range(0, len(rows), height):
-        x_part, label_part = rows[start : start + height], labels[start : start + height]
-        logits = buffer[: len(x_part)]
-        w.multiply(x_part, logits)
-        total = total + _loss(be, logits, label_part, each if differentiate else None)
-        if gx is not None:
-            gx[start : start + height] = w.multiply_back(logits)
-        if gw is not None:
-            _add_product(be, gw, logits, x_part)
+    total = _in_chunks(be, rows, labels, w, 1 if half else 1 / live, gx, gw)
 
     def scaled(made: Any, g: Any) -> Any:
         if half:
             return (made * (g / live)).astype(made.dtype)
-        return xp.multiply(made, g, out=made)  # in place: a graph serves once
+        return be.xp.multiply(made, g, out=made)  # in place: a graph serves once
 
     return op(total / live, (x, lambda g: scaled(gx, g).reshape(shape)), (weight, lambda g: scaled(gw, g)))
+
+
+def _in_chunks(be: Any, rows: Any, labels: Any, w: Weight, each: float, gx: Any, gw: Any) -> Any:
+    """The sum of all rows' losses; the gradients of `each` times that sum are written into `gx` and `gw`.
+
+    These are (tokens, n) and (classes, n), or None where no gradient is wanted.
+    """
+    classes, differentiate = w.shape[0], gx is not None or gw is not None
+    total: Any = 0.0
+    height = chunk_rows(len(rows), classes, rows.dtype.itemsize)
+    buffer = be.xp.empty((height, classes), rows.dtype)  # the logits of one chunk after the other
+    for start in range(0, len(rows), height):
+        chunk = rows[start : start + height]
+        logits = buffer[: len(chunk)]
+        w.multiply(chunk, logits)
+        total = total + _loss(be, logits, labels[start : start + height], each if differentiate else None)
+        if gx is not None:
+            gx[start : start + height] = w.multiply_back(logits)
+        if gw is not None:
+            _add_product(be, gw, logits, chunk)
+    return total
 
 
 def _add_product(be: Any, gw: Any, logits: Any, x: Any) -> None:

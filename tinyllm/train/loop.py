@@ -10,31 +10,35 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Annotated
 
 from tinyllm.backend import random
 from tinyllm.backend.device import read
 from tinyllm.data.batches import Batch, Loader
 from tinyllm.models import DecoderModel
-from tinyllm.optim import AdamW, lr_factor, parameter_groups, scale_grads, squared_norms
+from tinyllm.optim import SCHEDULES, AdamW, lr_factor, parameter_groups, scale_grads, squared_norms
 from tinyllm.tensor import Parameter, no_grad
 from tinyllm.train.loss_scale import LossScale
 
 
 @dataclass
 class TrainConfig:
-    """How to train. Everything but `eval_every` and `save_every` must be the same when resuming."""
+    """How to train. Everything but `eval_every` and `save_every` must be the same when resuming.
 
-    steps: int = 100  # optimiser steps
-    lr: float = 1e-3  # the highest learning rate
-    schedule: str = "cosine"  # constant, linear or cosine, after the warm-up
-    warmup: int = 10  # steps of linear warm-up
-    grad_accum: int = 1  # micro-batches a step; token-weighted, so k of them equal one large batch
-    weight_decay: float = 0.0  # on matrices only, never on gains and biases
-    max_grad_norm: float = 1.0  # gradients are scaled down to this joint norm
-    loraplus_ratio: float = 1.0  # B learns this much faster than A (LoRA+); 1 is plain LoRA
-    seed: int = 0  # dropout and data order
-    eval_every: int = 50  # steps between held-out evaluations; 0 only before and after
-    save_every: int = 0  # steps between checkpoints; 0 only at the end
+    The text beside a field's type says what it is for, here and in the command's help.
+    """
+
+    steps: Annotated[int, "optimiser steps"] = 100
+    lr: Annotated[float, "highest learning rate"] = 1e-3
+    schedule: Annotated[str, "of the learning rate after the warm-up", SCHEDULES] = "cosine"
+    warmup: Annotated[int, "steps of linear warm-up"] = 10
+    grad_accum: Annotated[int, "micro-batches a step; token-weighted, so k of them equal one large batch"] = 1
+    weight_decay: Annotated[float, "on matrices only, never on gains and biases"] = 0.0
+    max_grad_norm: Annotated[float, "gradients are scaled down to this joint norm"] = 1.0
+    loraplus_ratio: Annotated[float, "B learns this much faster than A (LoRA+); 1 is plain LoRA"] = 1.0
+    seed: Annotated[int, "dropout and data order"] = 0
+    eval_every: Annotated[int, "steps between held-out evaluations; 0 only before and after"] = 50
+    save_every: Annotated[int, "steps between checkpoints; 0 only at the end"] = 0
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "grad_accum": 1, "warmup": 0, "eval_every": 0, "save_every": 0}.items():

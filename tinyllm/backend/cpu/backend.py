@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from tinyllm.backend.cpu.blas import BLAS
 from tinyllm.backend.cpu.overrides import OVERRIDES
-from tinyllm.backend.cpu.threads import BLAS, cut, deal, share
+from tinyllm.backend.cpu.threads import cut, deal, share
 from tinyllm.backend.table import Backend
 
 

@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy
 
-from tinyllm.backend.cpu.threads import BLAS, at_a_piece, cut, deal, get_num_threads, share
+from tinyllm.backend.cpu.blas import BLAS
+from tinyllm.backend.cpu.threads import at_a_piece, cut, deal, get_num_threads
 from tinyllm.backend.half import widen_bfloat16, widen_float16
 from tinyllm.backend.nf4 import NF4_PAIRS
 from tinyllm.backend.primitives import specification
+from tinyllm.backend.table import of
 
 SPECIFICATION = specification()
 OVERRIDES: dict[str, Callable] = {}
-PIECE = 1 << 17  # numbers of an array in a piece: few for the cache, and so many that threads seldom meet at the GIL
+PIECE = 1 << 17  # numbers of an array in a piece: they fit the cache, and the interpreter's lock is seldom asked for
 WORTH = 1 << 19  # numbers from which on an array is cut: waking a thread takes about 50 µs
 WORTH_A_PRODUCT = 1 << 23  # multiplications, the same for matrix products
 ALIGNED = 32  # columns or rows: pieces of a product begin at multiples of what BLAS computes at once ...
@@ -62,7 +64,7 @@ def by_rows(name: str, *rows: int) -> None:
             for target, y in zip(targets, found if isinstance(found, tuple) else [found], strict=True):
                 target[piece] = y
 
-        share(work, cut(first.size // first.shape[-1], max(1, PIECE // first.shape[-1])))
+        of(first).share(work, cut(first.size // first.shape[-1], max(1, PIECE // first.shape[-1])))
         return tuple(whole) if isinstance(empty, tuple) else whole[0]
 
     OVERRIDES[name] = shared
@@ -93,12 +95,12 @@ def matmul(xp, a, b, out=None):
         return matmul(xp, a.reshape(-1, k), b).reshape(*a.shape[:-1], n)
     y = xp.empty((*a.shape[:-1], n), numpy.result_type(a.dtype, b.dtype)) if out is None else out
     if a.ndim > 2:
-        share(lambda some: xp.matmul(a[some], b[some], out=y[some]), deal(len(a), 1, len(a)))
+        of(a).share(lambda some: xp.matmul(a[some], b[some], out=y[some]), deal(len(a), 1, len(a)))
     # BLAS first copies both factors of each piece, in an order of its own: few pieces, and the smaller factor twice.
     elif m > n:
-        share(lambda rows: xp.matmul(a[rows], b, out=y[rows]), deal(m, ALIGNED, WIDEST))
+        of(a).share(lambda rows: xp.matmul(a[rows], b, out=y[rows]), deal(m, ALIGNED, WIDEST))
     else:
-        share(lambda columns: xp.matmul(a, b[:, columns], out=y[:, columns]), deal(n, ALIGNED, WIDEST))
+        of(a).share(lambda columns: xp.matmul(a, b[:, columns], out=y[:, columns]), deal(n, ALIGNED, WIDEST))
     return y
 
 
@@ -112,7 +114,7 @@ def rope(xp, x, cos, sin):
     def work(piece: slice) -> None:
         y[:, :, piece] = SPECIFICATION["rope"](xp, x[:, :, piece], cos[:, :, piece], sin[:, :, piece])
 
-    share(work, cut(time, max(1, PIECE * time // x.size)))
+    of(x).share(work, cut(time, max(1, PIECE * time // x.size)))
     return y
 
 
@@ -137,7 +139,7 @@ def attention(xp, q, k, v, scale, starts):
         some = None if starts is None else starts[rows]
         y[queries] = SPECIFICATION["attention"](xp, q[queries], k[keys], v[keys], scale, some)
 
-    share(work, _heads(q, k))
+    of(q).share(work, _heads(q, k))
     return y
 
 
@@ -154,7 +156,7 @@ def attention_backward(xp, g, q, k, v, scale, starts):
             xp, g[queries], q[queries], k[keys], v[keys], scale, some
         )
 
-    share(work, _heads(q, k))
+    of(q).share(work, _heads(q, k))
     return gq, gk, gv
 
 
@@ -163,7 +165,7 @@ def adamw_step(xp, w, g, m, v, *numbers):
     if w.size < WORTH:
         return SPECIFICATION["adamw_step"](xp, w, g, m, v, *numbers)
     rows = cut(len(w), max(1, PIECE * len(w) // w.size))
-    share(lambda row: SPECIFICATION["adamw_step"](xp, w[row], g[row], m[row], v[row], *numbers), rows)
+    of(w).share(lambda row: SPECIFICATION["adamw_step"](xp, w[row], g[row], m[row], v[row], *numbers), rows)
 
 
 @override
@@ -178,7 +180,7 @@ def nf4_quantize(xp, flat, block_size):
         found = SPECIFICATION["nf4_quantize"](xp, flat[piece], block_size)
         packed[a // 2 : (b + 1) // 2], absmax[a // block_size : -(-b // block_size)] = found
 
-    share(work, cut(n, 4 * PIECE))  # a multiple of every block size
+    of(flat).share(work, cut(n, 4 * PIECE))  # a multiple of every block size
     return packed, absmax
 
 
@@ -198,7 +200,7 @@ def nf4_dequantize(xp, packed, absmax, block_size, n, start=0, out=None, dtype=n
         blocks = y.reshape(-1, block_size)
         blocks *= scales[: len(blocks), None]
 
-    share(work, cut(n, PIECE))
+    of(packed).share(work, cut(n, PIECE))
     return out
 
 
@@ -225,7 +227,7 @@ def nf4_matvec(xp, x, packed, absmax, block_size, outputs):
         some = packed[at // 2 :], absmax[at // block_size :], block_size, rows.stop - rows.start
         y[:, rows] = SPECIFICATION["nf4_matvec"](xp, x, *some)
 
-    share(work, cut(outputs, max(1, 2 * PIECE // n // step) * step))
+    of(x).share(work, cut(outputs, max(1, 2 * PIECE // n // step) * step))
     return y
 
 

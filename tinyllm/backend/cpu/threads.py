@@ -1,8 +1,7 @@
 """Several threads at one array operation: it is cut into pieces, and each thread takes the next one when it is free.
 
-NumPy lets other threads run while it computes, so this takes a queue and no more. A BLAS has threads of its own; here
-it is kept to one while the pieces are worked at, because its threads spin as they wait for each other: with a second
-busy program on the same cores they are slower than one alone.
+NumPy lets other threads run while it computes, so this takes a queue and no more. BLAS is kept to one thread while the
+pieces are worked at; see `blas.py`.
 """
 
 from __future__ import annotations
@@ -11,49 +10,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
+from tinyllm.backend.cpu.blas import BLAS
 
-
-class _Blas:
-    """The BLAS libraries loaded here, held to one thread inside ``with BLAS:``, by however many threads at once."""
-
-    def __init__(self) -> None:
-        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-        self.threads = [library.num_threads for library in self.libraries]
-        self.holders, self.lock = 0, threading.Lock()
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.holders += 1
-            if self.holders == 1:
-                self.threads = [library.num_threads for library in self.libraries]
-                self._set([1] * len(self.libraries))
-
-    def __exit__(self, *error: Any) -> None:
-        with self.lock:
-            if self.holders == 0:  # a process forked inside the block has let go already
-                return
-            self.holders -= 1
-            if self.holders == 0:
-                self._set(self.threads)
-
-    def _set(self, numbers: list[int]) -> None:
-        for library, n in zip(self.libraries, numbers, strict=True):
-            library.set_num_threads(n)
-            # threadpoolctl lets only the thread that set a limit first change it again, unless that one gives up.
-            if hasattr(library, "clear_controlling_thread"):
-                library.clear_controlling_thread()
-
-
-BLAS = _Blas()
 _jobs: SimpleQueue = SimpleQueue()
-_here = threading.local()  # .busy: this thread is at a piece; .instead: see `instead_of_sharing`
+_here = threading.local()  # .busy: this thread is at a piece
 _helpers = 0
 
 
@@ -121,9 +86,6 @@ def share(work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
         When all threads have left the pieces, so that nobody writes on behind the back of who goes on.
     """
     global _helpers
-    if getattr(_here, "instead", None) is not None:
-        _here.instead(work, pieces)
-        return
     others = 0 if at_a_piece() else min(_threads, len(pieces)) - 1
     if others < 1:
         with BLAS:
@@ -189,27 +151,11 @@ def _work_at(todo: deque, errors: list, done: SimpleQueue) -> None:
         _here.busy = False
 
 
-@contextmanager
-def instead_of_sharing(function: Callable[[Callable, Sequence], None]) -> Iterator[None]:
-    """A ``with`` block in which `share` calls ``function(work, pieces)`` and is done.
-
-    For arrays without content (`backend/ghost.py`), where a few pieces tell about all of them.
-    """
-    before, _here.instead = getattr(_here, "instead", None), function
-    try:
-        yield
-    finally:
-        _here.instead = before
-
-
 def _forget() -> None:
     """A forked process has the memory of its threads, and none of them."""
     global _helpers, _jobs
     _helpers, _jobs = 0, SimpleQueue()
-    BLAS.lock = threading.Lock()
-    if BLAS.holders:
-        BLAS.holders = 0
-        BLAS._set(BLAS.threads)
+    BLAS.start_anew()
 
 
 if hasattr(os, "register_at_fork"):

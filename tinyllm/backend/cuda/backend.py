@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinyllm.backend.cuda import attention, nf4, rows, single  # noqa: F401  they fill the table of overrides
 from tinyllm.backend.cuda.overrides import OVERRIDES, SPECIFICATION
 from tinyllm.backend.table import Backend
 

@@ -74,7 +74,7 @@ def save_adapter(
     for (path, part), parameter in held(model, adapter_name).items():
         key = names.key(path, part, path in layers)
         array = names.turned(path, part, parameter.data)
-        arrays[key] = array if dtype is None else HalfWeight.quantize(array, dtype, key)
+        arrays[key] = array if dtype is None else HalfWeight.quantize(array, dtype, key).parts(key)[key]
     saved = [path for path, m in model.named_modules() if isinstance(m, SavedModule) and m.is_whole(adapter_name)]
     fields = write_fields(
         config,

@@ -6,12 +6,13 @@ Everything here speaks in the names of the file, which are Hugging Face's.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinyllm.formats.fields import NOTHING
 from tinyllm.lora.config import BIASES, LoRAConfig, matches
 
 # PEFT's fields that are understood, or that change nothing about what a finished adapter computes.
@@ -86,45 +87,59 @@ def refuse(fields: dict[str, Any], where: Path) -> None:
     kind = fields.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{where} has peft_type {kind!r}; only 'LORA' is understood")
-    begun = fields.get("init_lora_weights", True)
-    if isinstance(begun, str) and begun.lower().startswith(OTHER_BASE):
-        raise ValueError(
-            f"{where} has init_lora_weights={begun!r}, which changes the base model's weights; convert it with PEFT's "
-            "save_pretrained(path_initial_model_for_weight_conversion=...)"
-        )
-    strange = [f"{k}={v!r}" for k, v in fields.items() if k not in UNDERSTOOD and v not in (None, False, {}, [])]
+    strange = [f"{k}={v!r}" for k, v in fields.items() if k not in UNDERSTOOD and v not in NOTHING]
     if strange:
         raise ValueError(
             f"{where} has {', '.join(strange)}, which is not understood; LoRA, rsLoRA and DoRA on linear layers are"
         )
-    if fields.get("bias", "none") not in BIASES:
-        raise ValueError(f"{where} has bias={fields['bias']!r}; it must be one of {', '.join(BIASES)}")
-    for field in ("use_rslora", "use_dora"):
-        if not isinstance(fields.get(field) or False, bool):
-            raise ValueError(f"{where} has {field}={fields[field]!r}; true or false is needed")
+    for field, fits, otherwise in CHECKS:
+        if field in fields and not fits(fields[field]):
+            raise ValueError(f"{where} has {field}={fields[field]!r}{otherwise}")
     for field in ("rank_pattern", "alpha_pattern"):
-        said = fields.get(field) or {}
-        kind = int if field == "rank_pattern" else (int, float)
-        if not isinstance(said, dict) or not all(_number(value) and isinstance(value, kind) for value in said.values()):
-            raise ValueError(f"{where} has {field}={said!r}; an object of numbers above 0 is needed")
-        for pattern in said:
+        for pattern in fields.get(field) or {}:
             _checked(pattern, field, where)
-    for field, default in (("r", 8), ("lora_alpha", 8)):
-        if not _number(fields.get(field, default)):
-            raise ValueError(f"{where} has {field}={fields[field]!r}; a number above 0 is needed")
-    for field in ("modules_to_save", "exclude_modules"):
-        said = fields.get(field) or []
-        one = field == "exclude_modules" and isinstance(said, str)
-        if not one and not _strings(said):
-            raise ValueError(f"{where} has {field}={said!r}; a list of strings is needed")
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def _strings(value: Any) -> bool:
+def _are_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_flag(value: Any) -> bool:
+    return not value or isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    return not value or isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _are_whole(value: Any) -> bool:
+    return not value or _are_numbers(value) and all(isinstance(number, int) for number in value.values())
+
+
+def _keeps_the_base(value: Any) -> bool:
+    """Whether training began from the weights that the model has."""
+    return not (isinstance(value, str) and value.lower().startswith(OTHER_BASE))
+
+
+# What a field must be if it is there: its name, a test, and the end of the error.
+CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("init_lora_weights", _keeps_the_base, ", which changes the base model's weights; convert it with PEFT's "
+     "save_pretrained(path_initial_model_for_weight_conversion=...)"),
+    ("bias", BIASES.__contains__, f"; it must be one of {', '.join(BIASES)}"),
+    ("use_rslora", _is_flag, "; true or false is needed"),
+    ("use_dora", _is_flag, "; true or false is needed"),
+    ("rank_pattern", _are_whole, "; an object of numbers above 0 is needed"),
+    ("alpha_pattern", _are_numbers, "; an object of numbers above 0 is needed"),
+    ("r", _is_number, "; a number above 0 is needed"),
+    ("lora_alpha", _is_number, "; a number above 0 is needed"),
+    ("modules_to_save", lambda value: not value or _are_strings(value), "; a list of strings is needed"),
+    ("exclude_modules", lambda value: not value or isinstance(value, str) or _are_strings(value),
+     "; a list of strings is needed"),
+)  # fmt: skip
 
 
 def _checked(pattern: str, field: str, where: Path) -> str:
@@ -162,30 +177,30 @@ def targets_of(
     ValueError
         If a field that says it is damaged.
     """
-    said = fields.get("target_modules")
-    if said is None:
-        said = DEFAULT_TARGETS.get(model_type or "")
-        if said is None:
+    targets = fields.get("target_modules")
+    if targets is None:
+        targets = DEFAULT_TARGETS.get(model_type or "")
+        if targets is None:
             return None
-    if isinstance(said, str) and said.lower() == "all-linear":
+    if isinstance(targets, str) and targets.lower() == "all-linear":
         chosen = list(all_linear)
-    elif isinstance(said, str):
-        chosen = [path for path in linears if matches(_checked(said, "target_modules", where), path, whole=True)]
-    elif _strings(said):
-        chosen = [path for path in linears if _ends(path, said)]
+    elif isinstance(targets, str):
+        chosen = [path for path in linears if matches(_checked(targets, "target_modules", where), path, whole=True)]
+    elif _are_strings(targets):
+        chosen = [path for path in linears if _named(path, targets)]
     else:
-        raise ValueError(f"{where} has target_modules {said!r}; a string or a list of strings is needed")
+        raise ValueError(f"{where} has target_modules {targets!r}; a string or a list of strings is needed")
     left_out = fields.get("exclude_modules") or []
     if isinstance(left_out, str):
         chosen = [p for p in chosen if not matches(_checked(left_out, "exclude_modules", where), p, whole=True)]
     else:
-        chosen = [path for path in chosen if not _ends(path, left_out)]
+        chosen = [path for path in chosen if not _named(path, left_out)]
     whole = fields.get("modules_to_save") or []
     chosen = [path for path in chosen if not any(f".{name}." in f".{path}." for name in whole)]
-    return chosen if isinstance(said, str) else _in_layers(chosen, fields, where)
+    return chosen if isinstance(targets, str) else _in_layers(chosen, fields, where)
 
 
-def _ends(path: str, names: Sequence[str]) -> bool:
+def _named(path: str, names: Sequence[str]) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
@@ -196,7 +211,7 @@ def _in_layers(paths: list[str], fields: dict[str, Any], where: Path) -> list[st
         return paths
     wanted = wanted if isinstance(wanted, list) else [wanted]
     before = [before] if isinstance(before, str) else before
-    if not all(isinstance(i, int | np.integer) for i in wanted) or not _strings(before):
+    if not all(isinstance(i, int | np.integer) for i in wanted) or not _are_strings(before):
         raise ValueError(
             f"{where} has layers_to_transform={wanted!r} and layers_pattern={before!r}; numbers are needed"
         )

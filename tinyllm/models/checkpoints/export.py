@@ -11,18 +11,18 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
 from tinyllm.formats.state import pack
-from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import NF4Weight
-from tinyllm.frozen.weight import FrozenWeight
+from tinyllm.frozen import Weight, stored
 from tinyllm.models.checkpoints.folder import INDEX, SINGLE
-from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES, Family, family_of
 from tinyllm.nn import Linear
+
+if TYPE_CHECKING:
+    from tinyllm.models.decoder import DecoderModel
 
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -82,14 +82,15 @@ def save_pretrained(model: DecoderModel, folder: Any, max_shard_size: float = 5e
 
 def _fields(model: DecoderModel, family: Family, state: dict[str, Any]) -> dict[str, Any]:
     """``config.json``."""
-    half = {w.storage for w in state.values() if isinstance(w, HalfWeight)}
-    nested = {w.double_quant for w in state.values() if isinstance(w, NF4Weight)}
+    frozen: list[Any] = [w for w in map(stored, state.values()) if w.frozen]
+    half = {w.storage for w in frozen} - {"nf4"}
+    nested = [w.double_quant for w in frozen if w.storage == "nf4"]
     fields = family.write(model.config, half.pop() if half and not nested else model.dtype.name)
     # Training or merging may have parted the two, or an assignment joined them.
     fields["tie_word_embeddings"] = model.lm_head.weight is model.embed_tokens.weight
     if nested:
-        linear = [path for path, module in model.named_modules() if isinstance(module, Linear) and path != "lm_head"]
-        floats = [path for path in linear if not isinstance(model.get(path).weight, NF4Weight)]
+        linear = [(path, m) for path, m in model.named_modules() if isinstance(m, Linear) and not m.is_head]
+        floats = [path for path, layer in linear if stored(layer.weight).storage != "nf4"]
         fields["quantization_config"] = {
             "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": any(nested),
             "bnb_4bit_compute_dtype": model.dtype.name, "quant_method": "bitsandbytes",
@@ -101,9 +102,10 @@ def _fields(model: DecoderModel, family: Family, state: dict[str, Any]) -> dict[
 
 def _write_weights(state: dict[str, Any], family: Family, stage: Path, limit: float) -> None:
     """One file, or shards and their index; an array is laid out for the file only when its turn comes."""
-    nf4 = any(isinstance(weight, NF4Weight) for weight in state.values())
+    weights = {name: stored(weight) for name, weight in state.items()}
+    nf4 = any(weight.storage == "nf4" for weight in weights.values())
     shards: list[list[str]] = [[]]
-    sizes = {name: _bytes(weight, nf4) for name, weight in state.items()}
+    sizes = {name: _bytes(weight, nf4) for name, weight in weights.items()}
     for name in state:
         if shards[-1] and sum(sizes[other] for other in shards[-1]) + sizes[name] > limit:
             shards.append([])
@@ -112,36 +114,29 @@ def _write_weights(state: dict[str, Any], family: Family, stage: Path, limit: fl
     for number, names in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         arrays, _ = pack(
-            {family.hf_name(name): _as_stored(state[name], family.transposed(name), nf4) for name in names}
+            {family.hf_name(name): _as_stored(weights[name], family.transposed(name), nf4) for name in names}
         )
         safetensors_file.write(stage / file, arrays)
         weight_map |= dict.fromkeys(arrays, file)
     if len(shards) > 1:
-        said = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_text(stage / INDEX, json.dumps(said, indent=2) + "\n")
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        write_text(stage / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _as_stored(weight: Any, transposed: bool, nf4: bool) -> Any:
-    """What the file holds of a weight."""
-    if isinstance(weight, NF4Weight):
+def _as_stored(weight: Weight, transposed: bool, nf4: bool) -> Weight:
+    """What the file holds of a weight; packed four-bit ones are never transposed."""
+    if weight.storage == "nf4":
         return weight
-    if isinstance(weight, HalfWeight) and nf4:
-        # transformers does not convert what stands beside 4-bit weights; widening changes no value.
-        weight = weight.dense()
-    if not transposed:
-        return weight
-    if isinstance(weight, HalfWeight):
-        return HalfWeight(weight.bits.T, weight.storage, weight.dtype)
-    return getattr(weight, "data", weight).T
+    if nf4:  # transformers does not convert what stands beside 4-bit weights; widening changes no value
+        weight = stored(weight.dense())
+    return weight.transposed() if transposed else weight
 
 
-def _bytes(weight: Any, nf4: bool) -> int:
+def _bytes(weight: Weight, nf4: bool) -> int:
     """How large `_as_stored` is."""
-    if isinstance(weight, NF4Weight):
-        return sum(array.nbytes for array in pack({"": weight})[0].values())
-    if isinstance(weight, FrozenWeight):
-        return weight.size * weight.dtype.itemsize if nf4 else weight.nbytes
-    return weight.data.nbytes
+    if weight.storage == "nf4":
+        return sum(part.nbytes for part in weight.parts("").values())
+    return weight.size * weight.dtype.itemsize if nf4 else weight.nbytes
 
 
 def _exchange(stage: Path, folder: Path) -> None:

@@ -5,33 +5,38 @@ Nothing is read before it is asked for, one weight at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats import gguf_file, json_file, safetensors_file
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
-from tinyllm.frozen.half import HalfWeight
-from tinyllm.frozen.nf4 import NF4Weight
+from tinyllm.frozen import HalfWeight, Weight, stored
+from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
 from tinyllm.models.config import DecoderConfig
-from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.names import few, nearest
-from tinyllm.nn import placeholder
+
+if TYPE_CHECKING:
+    from tinyllm.models.decoder import DecoderModel
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_pretrained(name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+def load_pretrained(
+    cls: type[DecoderModel], name: Any, storage: str | None = None, dtype: Any = np.float32
+) -> DecoderModel:
     """Read a model.
 
     Parameters
     ----------
+    cls : type
+        What to make: `DecoderModel`, which imports this module, and so hands itself down.
     name : str or Path
         A folder with ``config.json`` and ``model.safetensors``, or shards and ``model.safetensors.index.json``; a GGUF
         file; or the name of a model on the Hugging Face hub, ``owner/name`` (see `tinyllm.models.checkpoints.hub`).
@@ -57,17 +62,19 @@ def load_pretrained(name: Any, storage: str | None = None, dtype: Any = np.float
     """
     path = hub.find(name)
     if path.suffix == ".gguf" and not path.is_dir():
-        return load_gguf(path, storage, dtype)
+        return load_gguf(cls, path, storage, dtype)
     folder, storage = ModelFolder(path), storage or "float32"
+    model = folder.skeleton(cls, storage, dtype)
+    kept_as = storages(model, storage)
 
     def init(name: str, shape: tuple[int, ...]) -> Any:
         weight = folder.read(name, shape)
-        if not isinstance(weight, HalfWeight):
-            return weight
-        same = weight.storage == DecoderModel.storage_of(name, storage) and _is_finite(weight.bits)
-        return weight if same else weight.dense()
+        same = weight.storage == kept_as[name] == "bfloat16" and _is_finite(weight)
+        return weight if same or weight.storage == "nf4" else weight.dense()
 
-    return folder.build(init, storage, dtype)
+    fill(model, init, storage, largest_first=True)
+    model.eval()
+    return model
 
 
 def load_config(name: Any) -> DecoderConfig:
@@ -115,8 +122,8 @@ class ModelFolder:
         self._keys: dict[str, str] = {}
         _refuse_other_quantisation(fields.get("quantization_config"), self._files)
 
-    def build(self, init: Callable[[str, tuple[int, ...]], Any], storage: str, dtype: Any) -> DecoderModel:
-        """A model in evaluation mode whose weights are ``init(name, shape)``, which may call `read`.
+    def skeleton(self, cls: type[DecoderModel], storage: str, dtype: Any) -> DecoderModel:
+        """A `cls` whose weights have names and shapes only, to be filled with what `read` gives.
 
         Raises
         ------
@@ -124,15 +131,13 @@ class ModelFolder:
             If keys are missing or left over, or the configuration's sizes do not fit together or go beyond any array.
         """
         self._refuse_sizes_beyond(DecoderConfig(**self.config))
-        model = DecoderModel(**self.config, storage=storage, dtype=dtype, init=lambda _, s: placeholder(s, dtype))
+        model = skeleton(cls, self.config, storage, dtype)
         self._keys = self._match([name for name, _ in model.named_weights()])
         self._refuse_another_head()
-        model.fill(init, storage, largest_first=True)
-        model.eval()
         return model
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Any:
-        """Our weight of this name: floats as they are stored, a bfloat16 `HalfWeight`, or an `NF4Weight`.
+    def read(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """Our weight of this name, as it is stored: floats, bfloat16 or NF4.
 
         Raises
         ------
@@ -140,12 +145,11 @@ class ModelFolder:
             If it has another shape, or holds no floats.
         """
         key = self._keys[name]
-        weight = self._read(key)
+        weight = stored(self._read(key))
         if weight.dtype.kind != "f":
             raise ValueError(f"{key} in {self._files[key]} has dtype {weight.dtype}, but floats are needed")
-        if self.family.transposed(name) and not isinstance(weight, NF4Weight) and len(weight.shape) == 2:
-            half = isinstance(weight, HalfWeight)
-            weight = HalfWeight(np.ascontiguousarray(weight.bits.T), weight.storage) if half else weight.T
+        if self.family.transposed(name) and weight.storage != "nf4" and len(weight.shape) == 2:
+            weight = weight.transposed().move(np.ascontiguousarray)
         if tuple(weight.shape) != tuple(shape):
             raise ValueError(
                 f"{key} in {self._files[key]} has shape {tuple(weight.shape)}, but config.json asks for {tuple(shape)}"
@@ -157,8 +161,8 @@ class ModelFolder:
         for part in [key, *(key + part for part in NF4_PARTS)]:
             if part in self._files:  # a weight's parts may stand in two shards
                 arrays |= safetensors_file.read(self._files[part], [part])[0]
-        if isinstance(arrays[key], HalfWeight) and len(arrays) == 1:
-            return arrays[key]
+        if len(arrays) == 1 and arrays[key].dtype == BFLOAT16:
+            return HalfWeight(arrays[key].view(np.uint16), "bfloat16")
         return unpack(arrays, {}, where=str(self._files[key]))[key]
 
     def _match(self, names: list[str]) -> dict[str, str]:
@@ -173,13 +177,10 @@ class ModelFolder:
         if self.config["tie_embeddings"]:
             known.add(self.family.hf_name("lm_head.weight"))
         extra = [key for key in self._files if key not in known and not key.endswith(self.family.buffers)]
-        if missing or extra:
-            said = []
-            if missing:
-                said.append(f"missing {few(missing)}")
-            if extra:
-                said.append(f"left over {few(extra)}{nearest(extra[0], wanted)}")
-            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(said)}")
+        faults = [f"missing {few(missing)}"] if missing else []
+        faults += [f"left over {few(extra)}{nearest(extra[0], wanted)}"] if extra else []
+        if faults:
+            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(faults)}")
         return keys
 
     def _refuse_another_head(self) -> None:
@@ -205,9 +206,9 @@ class ModelFolder:
                 )
 
 
-def _is_finite(bits: np.ndarray) -> bool:
-    """Whether these bfloat16 patterns are numbers: exponents of nothing but ones are infinities or none."""
-    return not ((bits & 0x7F80) == 0x7F80).any()
+def _is_finite(weight: Any) -> bool:
+    """Whether these bfloat16 weights are numbers: exponents of nothing but ones are infinities or none."""
+    return not ((weight.bits & 0x7F80) == 0x7F80).any()
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -241,9 +242,9 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _refuse_other_quantisation(said: Any, files: dict[str, Path]) -> None:
+def _refuse_other_quantisation(config: Any, files: dict[str, Path]) -> None:
     found = any(key.endswith(QUANT_STATE) for key in files)
-    if said and not (isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and found):
+    if config and not (isinstance(config, dict) and config.get("quant_method") == "bitsandbytes" and found):
         raise ValueError(
             "the model is quantised in a way not understood here (quantization_config); only bitsandbytes' NF4 is"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyllm.formats import json_file
 
-# What generation_config.json may ask for that is not here, and the value that asks for nothing.
+# What generation_config.json may ask for and is not done here, and the value that asks for nothing.
 ELSEWHERE = {
     "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0, "num_beams": 1, "penalty_alpha": 0.0, "length_penalty": 1.0, "encoder_repetition_penalty": 1.0,
@@ -40,12 +40,12 @@ def recommended(folder: Any) -> tuple[dict[str, Any], list[str]]:
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
         return {}, []
-    said = {name: value for name, value in json_file.read(path).items() if value is not None}
-    stop = said.get("eos_token_id", [])
+    asked = {name: value for name, value in json_file.read(path).items() if value is not None}
+    stop = asked.get("eos_token_id", [])
     settings: dict[str, Any] = {"stop": tuple(stop) if isinstance(stop, list) else (stop,)}
-    if said.get("do_sample", False):
-        settings["temperature"] = said.get("temperature", 1.0)
-        settings |= {name: said[name] for name in ("top_k", "top_p") if name in said}
+    if asked.get("do_sample", False):
+        settings["temperature"] = asked.get("temperature", 1.0)
+        settings |= {name: asked[name] for name in ("top_k", "top_p") if name in asked}
         if settings.get("top_k") == 0:  # all of them
             del settings["top_k"]
     whole = [*settings["stop"], settings.get("top_k", 1)]
@@ -55,5 +55,5 @@ def recommended(folder: Any) -> tuple[dict[str, Any], list[str]]:
     ):
         raise ValueError(f"{path} has settings that are none: {settings}; correct it, or take it away")
     return settings, [
-        f"{name}={said[name]}" for name, nothing in ELSEWHERE.items() if said.get(name, nothing) != nothing
+        f"{name}={asked[name]}" for name, nothing in ELSEWHERE.items() if asked.get(name, nothing) != nothing
     ]

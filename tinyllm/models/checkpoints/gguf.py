@@ -7,18 +7,21 @@ model read with one key misunderstood answers almost right.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyllm.formats import gguf_file
-from tinyllm.formats.gguf_file import Header
+from tinyllm.formats.fields import Fields
+from tinyllm.formats.gguf_file import Entry, Header
+from tinyllm.models.build import fill, skeleton
 from tinyllm.models.config import DecoderConfig, RopeScaling
-from tinyllm.models.decoder import DecoderModel
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.models.positions import rope_frequencies
 from tinyllm.names import few
-from tinyllm.nn import placeholder
+
+if TYPE_CHECKING:
+    from tinyllm.models.decoder import DecoderModel
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")  # also the names of their families
 # Our modules and llama.cpp's; within a block first.
@@ -30,15 +33,15 @@ NAMES = {
     "embed_tokens": "token_embd", "embed_positions": "position_embd", "norm": "output_norm", "lm_head": "output",
 }  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"
-LARGEST = 1 << 28  # of any size in the metadata
-REQUIRED = object()
 
 
-def load_gguf(path: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
+def load_gguf(cls: type[DecoderModel], path: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
     """Read a model.
 
     Parameters
     ----------
+    cls : type
+        What to make: `DecoderModel`.
     path : str or Path
         A GGUF file, whole (not one of several pieces).
     storage : {"float32", "float16", "bfloat16", "nf4"}, optional
@@ -61,29 +64,34 @@ def load_gguf(path: Any, storage: str | None = None, dtype: Any = np.float32) ->
     """
     header = gguf_file.read_header(path)
     config = read_config(path, header)
-    model = DecoderModel(**config, dtype=dtype, init=lambda _, shape: placeholder(shape, dtype))
+    model = skeleton(cls, config, storage or "float32", dtype)
     names = {name: gguf_name(name) for name, _ in model.named_weights()}
+    _refuse_misfits(path, header, model, names)
+    heads = {"q_proj": model.config.num_heads, "k_proj": model.config.num_kv_heads}
+
+    def init(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        w = gguf_file.read_tensor(path, header.tensors[names[name]], names[name])
+        module = name.split(".")[-2]
+        return unpermute(w, heads[module]) if config["model_type"] == "llama" and module in heads else w
+
+    fill(model, init, storage or "float32")
+    model.eval()
+    return model
+
+
+def _refuse_misfits(path: Any, header: Header, model: DecoderModel, names: dict[str, str]) -> None:
+    """Raise ValueError if tensors are missing, left over or of another shape; `names` are llama.cpp's, by ours."""
     left = sorted(header.tensors.keys() - names.values() - {ROPE_FACTORS})
     missing = [name for name in names.values() if name not in header.tensors]
     if left or missing:
-        said = [f"{what} {few(some)}" for what, some in (("lacks", missing), ("has besides", left)) if some]
+        faults = [f"{what} {few(some)}" for what, some in (("lacks", missing), ("has besides", left)) if some]
         raise ValueError(
-            f"{path} does not hold a {config['model_type']} as it is understood here: it {'; '.join(said)}"
+            f"{path} does not hold a {model.config.model_type} as it is understood here: it {'; '.join(faults)}"
         )
     for name, weight in model.named_weights():
         shape = header.tensors[names[name]].shape
         if shape != tuple(weight.shape):
             raise ValueError(f"{path} has {names[name]} of shape {shape}, but its metadata ask for {weight.shape}")
-    heads = {"q_proj": model.config.num_heads, "k_proj": model.config.num_kv_heads}
-
-    def init(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        w = gguf_file.read(path, header.tensors[names[name]], names[name])
-        module = name.split(".")[-2]
-        return unpermute(w, heads[module]) if config["model_type"] == "llama" and module in heads else w
-
-    model.fill(init, storage or "float32")
-    model.eval()
-    return model
 
 
 def unpermute(w: np.ndarray, heads: int) -> np.ndarray:
@@ -110,75 +118,97 @@ def read_config(path: Any, header: Header) -> dict[str, Any]:
     ValueError
         If the metadata lack something, or say something that would change the model and is not understood.
     """
-    metadata, tensors = header.metadata, header.tensors
-    architecture = metadata.get("general.architecture")
-    if metadata.get("general.type", "model") != "model":
-        raise ValueError(f"{path} holds no model but general.type {metadata['general.type']!r}; give the model's file")
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"{path} holds a model of architecture {architecture!r}; understood are {', '.join(ARCHITECTURES)}"
-        )
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise ValueError(f"{path} is one of {metadata['split.count']} pieces; join them with llama-gguf-split --merge")
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{path} lacks token_embd.weight: it holds no whole model")
-    said = _Metadata(path, metadata, architecture)
-    heads = said.whole("attention.head_count")
+    tensors, architecture = header.tensors, _architecture(path, header)
+    fields = _fields(path, header.metadata, f"{architecture}.")
+    heads = fields.whole("attention.head_count")
     config: dict[str, Any] = {
         **FAMILIES[architecture].shape,
         "model_type": architecture,
         "vocab_size": tensors["token_embd.weight"].shape[0],
-        "hidden_size": said.whole("embedding_length"),
-        "num_layers": said.whole("block_count"),
+        "hidden_size": fields.whole("embedding_length"),
+        "num_layers": fields.whole("block_count"),
         "num_heads": heads,
-        "intermediate_size": said.whole("feed_forward_length"),
-        "max_seq_len": said.whole("context_length"),
+        "intermediate_size": fields.whole("feed_forward_length"),
+        "max_seq_len": fields.whole("context_length"),
         "tie_embeddings": "output.weight" not in tensors,
     }
+    fields.expect("vocab_size", config["vocab_size"])
+    fields.expect("attention.causal", True)
+    if architecture == "gpt2":
+        config["norm_eps"] = fields.number("attention.layer_norm_epsilon")
+        fields.expect("attention.head_count_kv", heads)
+    else:
+        config["num_kv_heads"] = fields.whole("attention.head_count_kv", heads)
+        config["norm_eps"] = fields.number("attention.layer_norm_rms_epsilon")
+        config |= _positions(fields, config)
+    off = [key for key, value in fields.rest.items() if isinstance(value, str) and value == "none"]
+    fields.finish([*off, "tensor_data_layout"], "would change the model and is not understood")
+    _refuse_sizes_beyond(path, config, tensors)
+    return config if architecture == "gpt2" else {**config, "rope_scaling": _scaling(path, config, header)}
+
+
+def _architecture(path: Any, header: Header) -> str:
+    """The file's architecture; an error if it is none of ours, or the file holds something else than a whole model."""
+    metadata = header.metadata
+    kind, pieces = metadata.get("general.type", "model"), metadata.get("split.count", 1)
+    architecture = metadata.get("general.architecture")
+    if kind != "model":
+        raise ValueError(f"{path} holds no model but general.type {kind!r}; give the model's file")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{path} holds a model of architecture {architecture!r}; understood are {', '.join(ARCHITECTURES)}"
+        )
+    if pieces not in (0, 1):
+        raise ValueError(f"{path} is one of {pieces} pieces; join them with llama-gguf-split --merge")
+    if "token_embd.weight" not in header.tensors:
+        raise ValueError(f"{path} lacks token_embd.weight: it holds no whole model")
+    return architecture
+
+
+def _fields(path: Any, metadata: dict[str, Any], prefix: str) -> Fields:
+    """The architecture's fields; one number for each layer counts as one number if it is the same for all."""
+    values = dict(metadata)
+    for key, value in metadata.items():
+        if key.startswith(prefix) and isinstance(value, np.ndarray):
+            if not value.size or (value != value[0]).any():
+                raise ValueError(f"{path} has another {key} for each layer, which is not understood")
+            values[key] = value[0].item()
+    return Fields(values, path, prefix, equals=" = ", lacking="; get the model again, or another conversion of it")
+
+
+def _refuse_sizes_beyond(path: Any, config: dict[str, Any], tensors: dict[str, Entry]) -> None:
+    """Raise ValueError for sizes that the file's tensors cannot have, before anything of that size is made."""
     if config["num_layers"] > len(tensors):
         raise ValueError(
             f"{path} says block_count {config['num_layers']}, but has {len(tensors)} tensors; get it again"
         )
-    said.expect("vocab_size", config["vocab_size"])
-    if architecture == "gpt2":
-        config["norm_eps"] = said.number("attention.layer_norm_epsilon")
-        said.expect("attention.head_count_kv", heads)
-    else:
-        config["num_kv_heads"] = said.whole("attention.head_count_kv", heads)
-        config["norm_eps"] = said.number("attention.layer_norm_rms_epsilon")
-        config |= _positions(said, config, header)
-    said.expect("attention.causal", True)
-    said.finish()
     widest = max(side for entry in tensors.values() for side in entry.shape)
-    width = heads * config.get("head_dim", 0)
-    for size in (config["hidden_size"], config["intermediate_size"], width):  # before vectors of that size are made
+    width = config["num_heads"] * config.get("head_dim", 0)
+    for size in (config["hidden_size"], config["intermediate_size"], width):
         if size > widest:
             raise ValueError(f"{path} has metadata that ask for a size of {size}, but none of its tensors has it")
-    return config
 
 
-def _positions(said: _Metadata, config: dict[str, Any], header: Header) -> dict[str, Any]:
+def _positions(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     """The size of a head and how RoPE turns it."""
-    if "attention.key_length" not in said.rest and config["hidden_size"] % config["num_heads"]:
-        raise ValueError(f"{said.path} lacks attention.key_length, and its heads do not divide embedding_length")
-    n = said.whole("attention.key_length", config["hidden_size"] // config["num_heads"])
-    said.expect("attention.value_length", n)
-    said.expect("rope.dimension_count", n)
-    said.expect("rope.scaling.type", "none")
-    said.expect("rope.scale_linear", 1.0)
-    theta = said.number("rope.freq_base", 10000.0)
-    return {
-        "head_dim": n,
-        "rope_theta": theta,
-        "rope_scaling": _scaling(said.path, {**config, "head_dim": n, "rope_theta": theta}, header),
-    }
+    if "attention.key_length" not in fields.rest and config["hidden_size"] % config["num_heads"]:
+        raise ValueError(f"{fields.where} lacks attention.key_length, and its heads do not divide embedding_length")
+    n = fields.whole("attention.key_length", config["hidden_size"] // config["num_heads"])
+    for key, only in (
+        ("attention.value_length", n),
+        ("rope.dimension_count", n),
+        ("rope.scaling.type", "none"),
+        ("rope.scale_linear", 1.0),
+    ):
+        fields.expect(key, only)
+    return {"head_dim": n, "rope_theta": fields.number("rope.freq_base", 10000.0)}
 
 
 def _scaling(path: Any, config: dict[str, Any], header: Header) -> RopeScaling | None:
-    """What the wavelengths' factors say, (n/2,) floats: a file has these instead of Llama 3's four numbers."""
+    """What the wavelengths' factors mean, (n/2,) floats: a file has these instead of Llama 3's four numbers."""
     if ROPE_FACTORS not in header.tensors:
         return None
-    factors = gguf_file.read(path, header.tensors[ROPE_FACTORS], ROPE_FACTORS)
+    factors = gguf_file.read_tensor(path, header.tensors[ROPE_FACTORS], ROPE_FACTORS)
     if (factors == 1).all():
         return None
     scaling = RopeScaling(float(factors.max()), 1.0, 4.0, 8192)  # as in all of Llama 3.1, 3.2 and 3.3
@@ -192,49 +222,3 @@ def _scaling(path: Any, config: dict[str, Any], header: Header) -> RopeScaling |
     ):
         raise ValueError(f"{path} stretches rotary positions ({ROPE_FACTORS}) in a way that is not Llama 3's")
     return scaling
-
-
-class _Metadata:
-    """One architecture's keys; each may be taken once, and what is left over at the end must say nothing."""
-
-    def __init__(self, path: Any, metadata: dict[str, Any], architecture: str):
-        self.path, self.prefix = path, architecture + "."
-        self.rest = {key[len(self.prefix) :]: v for key, v in metadata.items() if key.startswith(self.prefix)}
-        self.rest.pop("tensor_data_layout", None)  # where the weights came from
-
-    def take(self, key: str, default: Any) -> Any:
-        value = self.rest.pop(key, default)
-        if value is REQUIRED:
-            raise ValueError(f"{self.path} lacks {self.prefix}{key}; get the model again, or another conversion of it")
-        if isinstance(value, np.ndarray):  # one a layer
-            if len(set(value.tolist())) != 1:
-                raise ValueError(f"{self.path} has another {self.prefix}{key} for each layer, which is not understood")
-            value = value[0].item()
-        return value
-
-    def whole(self, key: str, default: Any = REQUIRED) -> int:
-        value = self.take(key, default)
-        if type(value) is not int or not 1 <= value <= LARGEST:
-            raise ValueError(f"{self.path} has {self.prefix}{key} = {value!r}; it must be a whole number above 0")
-        return value
-
-    def number(self, key: str, default: Any = REQUIRED) -> float:
-        value = self.take(key, default)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise ValueError(f"{self.path} has {self.prefix}{key} = {value!r}; it must be a number above 0")
-        return float(value)
-
-    def expect(self, key: str, only: Any) -> None:
-        value = self.take(key, only)
-        if value != only:
-            raise ValueError(
-                f"{self.path} has {self.prefix}{key} = {value!r}, which is not understood here (only {only!r} is)"
-            )
-
-    def finish(self) -> None:
-        for key, value in self.rest.items():
-            if isinstance(value, np.ndarray | list) or value not in (0, False, "", "none"):
-                raise ValueError(
-                    f"{self.path} has {self.prefix}{key} = {str(value)[:80]}, which would change the model and is not "
-                    "understood"
-                )

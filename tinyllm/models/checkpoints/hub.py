@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 WANTED = ["*.safetensors", "*.json", "*.jinja"]  # never a pickle
+# By huggingface_hub's classes of errors; one that needs consent is also one that is not found.
+REASONS = (
+    ({"GatedRepoError"}, "asks its readers for consent: give it on the model's page, then run `hf auth login`"),
+    ({"RepositoryNotFoundError"}, "does not exist, or is private: check the name, or run `hf auth login`"),
+    (
+        {"LocalEntryNotFoundError", "OfflineModeIsEnabled"},
+        "is not in the cache, and the hub is out of reach: connect, or unset HF_HUB_OFFLINE, or give a folder",
+    ),
+)
 UNWANTED = ["*/*", "consolidated*"]  # other formats' copies of the weights
 
 
@@ -35,29 +45,49 @@ def find(name: Any) -> Path:
     path = Path(name)
     if path.exists() or path.suffix == ".gguf" or path.parent.is_dir() and path.parent != Path("."):
         return path
-    return snapshot(str(name)) if re.fullmatch(REPOSITORY, str(name)) else path
-
-
-def snapshot(name: str) -> Path:
-    """The folder of a repository's configuration, weights and tokenizer; raises as `find` does."""
+    if not re.fullmatch(REPOSITORY, str(name)):
+        return path
     try:
-        import huggingface_hub
+        return snapshot(str(name))
     except ImportError:
         raise ImportError(
             f"there is no folder {name}; to get the model of that name from the Hugging Face hub, "
             "pip install 'tinyllm-engine[hub]'"
         ) from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no folder {name}, and {error}") from error
+
+
+def snapshot(name: str, folder: Any = None, more: Sequence[str] = ()) -> Path:
+    """The folder of a repository's configuration, weights and tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        ``owner/name``.
+    folder : str or Path, optional
+        Where the files shall be; None: in huggingface_hub's cache.
+    more : sequence of str
+        Patterns of what else is wanted.
+
+    Raises
+    ------
+    FileNotFoundError, ImportError
+        As `find` does.
+    """
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError("the hub's models take huggingface_hub: pip install 'tinyllm-engine[hub]'") from error
+    wanted = [*WANTED, *more]
+    try:
+        found = huggingface_hub.snapshot_download(
+            name, allow_patterns=wanted, ignore_patterns=UNWANTED, local_dir=folder
+        )
     except Exception as error:  # its own, requests' and httpx's errors have no common parent
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        if "GatedRepoError" in kinds:
-            why = "asks its readers for consent: give it on the model's page, then run `hf auth login`"
-        elif "RepositoryNotFoundError" in kinds:
-            why = "does not exist, or is private: check the name, or run `hf auth login`"
-        elif kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
-            why = "is not in the cache, and the hub is out of reach: connect, or unset HF_HUB_OFFLINE, or give a folder"
-        else:
-            first = str(error).strip().splitlines()[:1]
-            why = f"could not be fetched ({first[0] if first else type(error).__name__}): check the network"
-        raise FileNotFoundError(f"there is no folder {name}, and on the Hugging Face hub {name} {why}") from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        unknown = f"could not be fetched ({first}): check the network"
+        why = next((why for names, why in REASONS if kinds & names), unknown)
+        raise FileNotFoundError(f"on the Hugging Face hub {name} {why}") from error
+    return Path(found)

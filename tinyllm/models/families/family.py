@@ -14,6 +14,14 @@ from tinyllm.formats.fields import Fields
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.families import gpt2, llama, mistral, qwen
 
+# These change nothing about what any model computes, whatever stands there.
+INERT = {
+    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "initializer_range",
+    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "transformers.js_config", "id2label", "label2id",
+    "return_dict", "chunk_size_feed_forward", "problem_type", "quantization_config", "unsloth_version",
+    "unsloth_fixed", "_attn_implementation_autoset", "attention_dropout", "task_specific_params", "output_past",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Family:
@@ -53,7 +61,7 @@ class Family:
         """
         taken = Fields(fields)
         config = self.read_fields(taken)
-        taken.finish(self.inert)
+        taken.finish({*INERT, *self.inert})
         return {**config, "model_type": self.model_type}
 
     def write(self, config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -63,29 +71,58 @@ class Family:
 
     def differences(self, config: DecoderConfig) -> list[str]:
         """The fields in which a configuration is not of this family."""
-        said = [f"{n}={getattr(config, n)!r}" for n, value in self.shape.items() if getattr(config, n) != value]
-        return said + self.more_differences(config)
+        other = [f"{n}={getattr(config, n)!r}" for n, value in self.shape.items() if getattr(config, n) != value]
+        return other + self.more_differences(config)
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
         Family(
-            "gpt2",
-            "GPT2LMHeadModel",
-            gpt2.NAMES,
-            gpt2.SHAPE,
-            gpt2.read,
-            gpt2.write,
-            gpt2.INERT,
-            gpt2.CONV1D,
-            gpt2.BUFFERS,
-            gpt2.differences,
+            model_type="gpt2",
+            architecture="GPT2LMHeadModel",
+            names=gpt2.NAMES,
+            shape=gpt2.SHAPE,
+            read_fields=gpt2.read_fields,
+            write_fields=gpt2.write_fields,
+            inert=gpt2.INERT,
+            conv1d=gpt2.CONV1D,
+            buffers=gpt2.BUFFERS,
+            more_differences=gpt2.differences,
         ),
-        Family("llama", "LlamaForCausalLM", llama.NAMES, llama.SHAPE, llama.read, llama.write, llama.INERT),
-        Family("mistral", "MistralForCausalLM", mistral.NAMES, mistral.SHAPE, mistral.read, mistral.write),
-        Family("qwen2", "Qwen2ForCausalLM", qwen.NAMES, qwen.SHAPE2, qwen.read2, qwen.write2),
-        Family("qwen3", "Qwen3ForCausalLM", qwen.NAMES, qwen.SHAPE3, qwen.read3, qwen.write3),
+        Family(
+            model_type="llama",
+            architecture="LlamaForCausalLM",
+            names=llama.NAMES,
+            shape=llama.SHAPE,
+            read_fields=llama.read_fields,
+            write_fields=llama.write_fields,
+            inert=llama.INERT,
+        ),
+        Family(
+            model_type="mistral",
+            architecture="MistralForCausalLM",
+            names=llama.NAMES,
+            shape=mistral.SHAPE,
+            read_fields=mistral.read_fields,
+            write_fields=mistral.write_fields,
+        ),
+        Family(
+            model_type="qwen2",
+            architecture="Qwen2ForCausalLM",
+            names=llama.NAMES,
+            shape=qwen.QWEN2,
+            read_fields=qwen.read_qwen2,
+            write_fields=qwen.write_qwen2,
+        ),
+        Family(
+            model_type="qwen3",
+            architecture="Qwen3ForCausalLM",
+            names=llama.NAMES,
+            shape=qwen.QWEN3,
+            read_fields=qwen.read_qwen3,
+            write_fields=qwen.write_qwen3,
+        ),
     )
 }
 
@@ -94,8 +131,8 @@ def family_of(config: Any) -> Family | None:
     """The family a configuration is written as: its ``model_type`` if that fits, else the first that does, or None."""
     if not isinstance(config, DecoderConfig):
         return None
-    said = FAMILIES.get(config.model_type)
-    for family in ([said] if said else []) + list(FAMILIES.values()):
+    named = FAMILIES.get(config.model_type)
+    for family in ([named] if named else []) + list(FAMILIES.values()):
         if not family.differences(config):
             return family
     return None

@@ -35,7 +35,7 @@ INERT = (
 )  # fmt: skip
 
 
-def read(fields: Fields) -> dict[str, Any]:
+def read_fields(fields: Fields) -> dict[str, Any]:
     """The fields of a GPT-2."""
     fields.expect("scale_attn_weights", True)
     activation = fields.expect("activation_function", *ACTIVATIONS)
@@ -55,12 +55,15 @@ def read(fields: Fields) -> dict[str, Any]:
 
 def differences(config: DecoderConfig) -> list[str]:
     """What `SHAPE` cannot say: every head has its own keys and values, and together they are as wide as the model."""
-    said = [] if config.num_kv_heads == config.num_heads else [f"num_kv_heads={config.num_kv_heads}"]
-    said += [] if config.head_dim * config.num_heads == config.hidden_size else [f"head_dim={config.head_dim}"]
-    return said + ([] if config.activation in ACTIVATIONS.values() else [f"activation={config.activation!r}"])
+    fits = {
+        "num_kv_heads": config.num_kv_heads == config.num_heads,
+        "head_dim": config.head_dim * config.num_heads == config.hidden_size,
+        "activation": config.activation in ACTIVATIONS.values(),
+    }
+    return [f"{name}={getattr(config, name)!r}" for name, fit in fits.items() if not fit]
 
 
-def write(config: DecoderConfig) -> dict[str, Any]:
+def write_fields(config: DecoderConfig) -> dict[str, Any]:
     """``config.json`` of a GPT-2."""
     return {
         "vocab_size": config.vocab_size,

@@ -29,7 +29,7 @@ LLAMA3 = {  # their names of a RopeScaling's fields
 }
 
 
-def read(fields: Fields) -> dict[str, Any]:
+def read_fields(fields: Fields) -> dict[str, Any]:
     """The fields of a Llama."""
     fields.expect("pretraining_tp", 1)
     return {**read_block(fields), **SHAPE}
@@ -59,17 +59,17 @@ def read_block(fields: Fields) -> dict[str, Any]:
 
 def take_window(fields: Fields) -> int:
     """Take ``sliding_window``, 0 for none: null is none, and a missing field is transformers' default, 4096."""
-    said = fields.rest.pop("sliding_window") if "sliding_window" in fields.rest else 4096
-    if said is not None and (isinstance(said, bool) or not isinstance(said, int) or said < 1):
-        raise ValueError(f"config.json has sliding_window={said!r}; it must be a whole number above 0, or null")
-    return said or 0
+    window = fields.rest.pop("sliding_window") if "sliding_window" in fields.rest else 4096
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ValueError(f"{fields.has('sliding_window', window)}; it must be a whole number above 0, or null")
+    return window or 0
 
 
 def all_layers_are(fields: Fields, kind: str) -> None:
     """Take ``layer_types``, which must say the same of every layer, if it is there at all."""
-    said = fields.take("layer_types", [])
-    if not isinstance(said, list) or any(one != kind for one in said):
-        raise ValueError(f"config.json has layer_types={said!r}, which is not understood here (only {kind!r} for all)")
+    kinds = fields.take("layer_types", [])
+    if not isinstance(kinds, list) or any(one != kind for one in kinds):
+        raise ValueError(f"{fields.has('layer_types', kinds)}, which is not understood here (only {kind!r} for all)")
 
 
 def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
@@ -82,10 +82,10 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """
     theta, scaling = fields.number("rope_theta", 10000.0), None
     for name in ("rope_scaling", "rope_parameters"):
-        said = fields.take(name, {})
-        if not isinstance(said, dict):
-            raise ValueError(f"config.json has {name}={said!r}; it must be an object")
-        rope = Fields(said)
+        given = fields.take(name, {})
+        if not isinstance(given, dict):
+            raise ValueError(f"{fields.has(name, given)}; it must be an object")
+        rope = Fields(given)
         theta = rope.number("rope_theta", theta)
         kind, older = rope.take("rope_type", None), rope.take("type", None)
         kind = kind or older or "default"
@@ -94,13 +94,13 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
             scaling = RopeScaling(**{ours: rope.number(theirs) for theirs, ours in LLAMA3.items()})
         if kind not in ("default", "llama3") or any(value is not None for value in rope.rest.values()):
             raise ValueError(
-                f"config.json has {name}={said}, which is not understood; only plain rotary positions and rope_type "
+                f"{fields.has(name, given)}, which is not understood; only plain rotary positions and rope_type "
                 "'llama3' are"
             )
     return theta, scaling
 
 
-def write(config: DecoderConfig) -> dict[str, Any]:
+def write_fields(config: DecoderConfig) -> dict[str, Any]:
     """``config.json`` of a Llama."""
     return {**write_block(config), "head_dim": config.head_dim, "attention_bias": False, "mlp_bias": False}
 

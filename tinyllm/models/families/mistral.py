@@ -8,11 +8,10 @@ from tinyllm.formats.fields import Fields
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.families import llama
 
-NAMES = llama.NAMES
 SHAPE = {name: value for name, value in llama.SHAPE.items() if name != "sliding_window"}
 
 
-def read(fields: Fields) -> dict[str, Any]:
+def read_fields(fields: Fields) -> dict[str, Any]:
     """The fields of a Mistral."""
     window = llama.take_window(fields)
     if fields.rest.get("layer_types"):  # transformers' Mistral does not look at it
@@ -20,7 +19,7 @@ def read(fields: Fields) -> dict[str, Any]:
     return {**llama.read_block(fields), **SHAPE, "sliding_window": window}
 
 
-def write(config: DecoderConfig) -> dict[str, Any]:
+def write_fields(config: DecoderConfig) -> dict[str, Any]:
     """``config.json`` of a Mistral."""
     return {
         **llama.write_block(config),

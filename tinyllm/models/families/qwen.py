@@ -8,25 +8,24 @@ from tinyllm.formats.fields import Fields
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.families import llama
 
-NAMES = llama.NAMES
 SHAPE = {name: value for name, value in llama.SHAPE.items() if name != "sliding_window"}
-SHAPE2 = {**SHAPE, "qkv_bias": True}
-SHAPE3 = {**SHAPE, "qk_norm": True}
+QWEN2 = {**SHAPE, "qkv_bias": True}
+QWEN3 = {**SHAPE, "qk_norm": True}
 CONTEXT = 32768
 
 
-def read2(fields: Fields) -> dict[str, Any]:
+def read_qwen2(fields: Fields) -> dict[str, Any]:
     """The fields of a Qwen2 or Qwen2.5."""
-    return {**_read(fields), **SHAPE2}
+    return {**_read_shared(fields), **QWEN2}
 
 
-def read3(fields: Fields) -> dict[str, Any]:
+def read_qwen3(fields: Fields) -> dict[str, Any]:
     """The fields of a Qwen3."""
     fields.rest.setdefault("head_dim", 128)
-    return {**_read(fields), **SHAPE3}
+    return {**_read_shared(fields), **QWEN3}
 
 
-def _read(fields: Fields) -> dict[str, Any]:
+def _read_shared(fields: Fields) -> dict[str, Any]:
     fields.rest.setdefault("max_position_embeddings", CONTEXT)
     window = _window(fields)
     return {**llama.read_block(fields), "sliding_window": window}
@@ -56,20 +55,20 @@ def _window(fields: Fields) -> int:
     return window
 
 
-def write2(config: DecoderConfig) -> dict[str, Any]:
+def write_qwen2(config: DecoderConfig) -> dict[str, Any]:
     """``config.json`` of a Qwen2."""
-    fields = _write(config)
+    fields = _write_shared(config)
     if config.head_dim * config.num_heads != config.hidden_size:
         fields["head_dim"] = config.head_dim  # transformers' Qwen2 has no such field, but looks for it
     return fields
 
 
-def write3(config: DecoderConfig) -> dict[str, Any]:
+def write_qwen3(config: DecoderConfig) -> dict[str, Any]:
     """``config.json`` of a Qwen3."""
-    return {**_write(config), "head_dim": config.head_dim, "attention_bias": False}
+    return {**_write_shared(config), "head_dim": config.head_dim, "attention_bias": False}
 
 
-def _write(config: DecoderConfig) -> dict[str, Any]:
+def _write_shared(config: DecoderConfig) -> dict[str, Any]:
     slides = bool(config.sliding_window)
     return {
         **llama.write_block(config),

@@ -1,17 +1,9 @@
-"""Ghosts: arrays with a shape, a dtype and strides, and no content.
-
-The engine runs on them as it does on NumPy's arrays: the same operations, the same rules, the same tiles. Since each
-says when it comes and when it goes, running one training step on ghosts tells how much memory the step will need, for
-a model that would not even fit here, and it cannot drift from the code: it is the code.
-"""
+"""The ghost of an array, and NumPy's functions of ghosts."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,48 +11,8 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 
-from tinyllm.backend.cpu.backend import CPU
-from tinyllm.backend.cpu.threads import get_num_threads, instead_of_sharing
-from tinyllm.backend.table import BACKENDS
-
-
-class Meter:
-    """How many bytes of ghosts are alive, and the most there ever were.
-
-    Attributes
-    ----------
-    live, peak, high : int
-        `high` is the most since somebody last set it.
-    by_label : Counter
-        The bytes alive by the label that was in force when each came.
-    """
-
-    def __init__(self) -> None:
-        self.live = self.peak = self.high = 0
-        self.label = ""
-        self.by_label: Counter[str] = Counter()
-        self.on_peak: Callable[[], None] = lambda: None
-        self.label_of: Callable[[str], str] = lambda label: label  # may know better, from who is making the ghost
-
-    @contextmanager
-    def labelled(self, label: str) -> Iterator[None]:
-        """Ghosts that come inside this block have this label."""
-        before, self.label = self.label, label
-        try:
-            yield
-        finally:
-            self.label = before
-
-    def add(self, label: str, n: int) -> None:
-        self.live += n
-        self.by_label[label] += n
-        self.high = max(self.high, self.live)
-        if self.live > self.peak:
-            self.peak = self.live
-            self.on_peak()
-
-
-METER = NOBODY = Meter()  # the one in force, see `haunted`
+from tinyllm.backend.ghost import meter
+from tinyllm.backend.ghost.shapes import is_basic, picked, product, result_dtype, without_copy
 
 
 class Ghost(NDArrayOperatorsMixin):
@@ -91,8 +43,8 @@ class Ghost(NDArrayOperatorsMixin):
     def _become(self, outline: np.ndarray, base: Ghost | None) -> Ghost:
         self._outline, self.base = outline, base
         if base is None:
-            self._meter, self.label = METER, METER.label_of(METER.label)
-            METER.add(self.label, self.nbytes)
+            self._meter, self.label = meter.in_force, meter.in_force.label
+            self._meter.add(self.label, self.nbytes)
         return self
 
     def _view(self, outline: np.ndarray) -> Ghost:
@@ -156,16 +108,16 @@ class Ghost(NDArrayOperatorsMixin):
             shape = tuple(self.size // rest if n == -1 else n for n in shape)
         if math.prod(shape) != self.size:
             raise ValueError(f"cannot reshape {self.shape} to {shape}")
-        outline = _without_copy(self._outline, shape)
+        outline = without_copy(self._outline, shape)
         return self._view(outline) if outline is not None else Ghost(shape, self.dtype)
 
     def __getitem__(self, index: Any) -> Ghost:
-        if _is_basic(index):
+        if is_basic(index):
             return self._view(self._outline[index])
-        return Ghost(_picked(self.shape, index), self.dtype)
+        return Ghost(picked(self.shape, index), self.dtype)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        shape = self._outline[index].shape if _is_basic(index) else _picked(self.shape, index)
+        shape = self._outline[index].shape if is_basic(index) else picked(self.shape, index)
         if np.broadcast_shapes(shape, np.shape(value) if not isinstance(value, Ghost) else value.shape) != shape:
             raise ValueError(f"a value of shape {value.shape} does not fit into {shape}")
 
@@ -204,88 +156,25 @@ class Ghost(NDArrayOperatorsMixin):
         if method != "__call__":
             return NotImplemented
         shapes = [getattr(x, "shape", ()) for x in inputs]
-        shape = _product(*shapes) if ufunc is np.matmul else np.broadcast_shapes(*shapes)
+        shape = product(*shapes) if ufunc is np.matmul else np.broadcast_shapes(*shapes)
         if out is not None:
             if np.broadcast_shapes(out[0].shape, shape) != out[0].shape:
                 raise ValueError(f"a result of shape {shape} does not fit into out, {out[0].shape}")
             return out[0]
         kinds = tuple(getattr(x, "dtype", type(x)) for x in inputs)
-        return Ghost(shape, options.get("dtype") or _result_dtype(ufunc, kinds))
+        return Ghost(shape, options.get("dtype") or result_dtype(ufunc, kinds))
 
     def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Any:
         ours = getattr(FUNCTIONS, function.__name__, None)
         if ours is None:
-            raise NotImplementedError(f"ghosts do not know numpy.{function.__name__} yet; add it to `backend/ghost.py`")
+            raise NotImplementedError(f"ghosts do not know numpy.{function.__name__} yet; add it to `ghost/array.py`")
         return ours(*args, **kwargs)
 
 
-@cache
-def _result_dtype(ufunc: np.ufunc, kinds: tuple) -> np.dtype:
-    return ufunc.resolve_dtypes((*kinds, *[None] * ufunc.nout))[-1]
+# NumPy's functions ----------------------------------------------------------------------------------------------------
 
 
-def _product(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a matrix product."""
-    a2, b2 = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
-    if a2[-1] != b2[-2]:
-        raise ValueError(f"shapes {a} and {b} do not multiply")
-    rows = () if len(a) == 1 else (a2[-2],)
-    columns = () if len(b) == 1 else (b2[-1],)
-    return (*np.broadcast_shapes(a2[:-2], b2[:-2]), *rows, *columns)
-
-
-def _is_basic(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    plain = int | np.integer | slice | type(None) | type(Ellipsis)
-    return all(isinstance(part, plain) and not isinstance(part, bool) for part in parts)
-
-
-def _picked(shape: tuple[int, ...], index: Any) -> tuple[int, ...]:
-    """The shape of an advanced indexing by integer arrays on the first axes."""
-    parts = index if isinstance(index, tuple) else (index,)
-    if not all(hasattr(part, "dtype") and part.dtype.kind in "iu" for part in parts):
-        raise NotImplementedError(f"ghosts are picked from by arrays of integers alone, not by {index!r}")
-    return (*np.broadcast_shapes(*[part.shape for part in parts]), *shape[len(parts) :])
-
-
-def _without_copy(outline: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The outline in another shape if that is a view. (``reshape(copy=False)`` would say so, from NumPy 2.1 on.)"""
-    if not outline.size:
-        return as_strided(outline, shape, [0] * len(shape), writeable=False)
-    old = [(n, s) for n, s in zip(outline.shape, outline.strides, strict=True) if n != 1]
-    strides: list[int] = []
-    i = 0
-    for n in shape:
-        if n == 1:
-            strides.append(0)
-            continue
-        # Runs of old axes and of new axes that hold equally many elements must match; old ones must lie side by side.
-        if i == len(old):
-            return None
-        if old[i][0] % n == 0:  # split an old axis
-            rest = old[i][0] // n
-            strides.append(old[i][1] * rest)
-            old[i] = (rest, old[i][1])
-            if rest == 1:
-                i += 1
-            continue
-        while old[i][0] % n:  # join old axes
-            if i + 1 == len(old) or old[i][1] != old[i + 1][0] * old[i + 1][1]:
-                return None
-            old[i + 1] = (old[i][0] * old[i + 1][0], old[i + 1][1])
-            i += 1
-        rest = old[i][0] // n
-        strides.append(old[i][1] * rest)
-        old[i] = (rest, old[i][1])
-        if rest == 1:
-            i += 1
-    return as_strided(outline, shape, strides, writeable=False)
-
-
-# The array module -----------------------------------------------------------------------------------------------------
-
-
-def _asarray(x: Any, dtype: Any = None) -> Any:
+def asarray(x: Any, dtype: Any = None) -> Any:
     """Floats become ghosts; integers, which decide what is computed, stay what they are."""
     if isinstance(x, Ghost):
         return x if dtype is None else x.astype(dtype, copy=False)
@@ -321,7 +210,7 @@ def _concatenate(arrays: Any, axis: int = 0) -> Ghost:
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
     shape = np.broadcast_shapes(*[getattr(x, "shape", ()) for x in (condition, a, b)])
-    return Ghost(shape, _result_dtype(np.add, tuple(getattr(x, "dtype", type(x)) for x in (a, b))))
+    return Ghost(shape, result_dtype(np.add, tuple(getattr(x, "dtype", type(x)) for x in (a, b))))
 
 
 def _take(x: Any, index: Any, axis: int | None = None, out: Any = None, mode: str = "raise") -> Ghost:
@@ -350,9 +239,9 @@ def _clip(x: Any, low: Any, high: Any, out: Any = None) -> Ghost:
     return _like(x) if out is None else out
 
 
-def _contiguous(x: Any, dtype: Any = None) -> Any:
+def contiguous(x: Any, dtype: Any = None) -> Any:
     if not isinstance(x, Ghost):
-        return _asarray(np.ascontiguousarray(x, dtype))
+        return asarray(np.ascontiguousarray(x, dtype))
     same = x.flags.c_contiguous and (dtype is None or np.dtype(dtype) == x.dtype)
     return x if same else _like(x, dtype)
 
@@ -365,68 +254,3 @@ FUNCTIONS = SimpleNamespace(
     reshape=lambda x, shape: x.reshape(shape), swapaxes=lambda x, a, b: x.swapaxes(a, b),
     sum=lambda x, axis=None, keepdims=False: x.sum(axis, keepdims), shape=lambda x: x.shape, ndim=lambda x: x.ndim,
 )  # fmt: skip
-
-
-class GhostModule:
-    """An array module like NumPy, whose new arrays are ghosts."""
-
-    ndarray = Ghost
-    asarray = staticmethod(_asarray)
-    ascontiguousarray = staticmethod(_contiguous)
-
-    @staticmethod
-    def array(x: Any, dtype: Any = None) -> Any:
-        return Ghost(x.shape, dtype or x.dtype) if isinstance(x, Ghost) else _asarray(x, dtype)
-
-    @staticmethod
-    def empty(shape: Any, dtype: Any = float) -> Ghost:
-        return Ghost(shape, dtype)
-
-    zeros = ones = empty
-
-    @staticmethod
-    def full(shape: Any, value: Any, dtype: Any = float) -> Ghost:
-        return Ghost(shape, dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        # Ufuncs and dtypes are NumPy's own: with a ghost among their arguments they end up here anyway.
-        return getattr(FUNCTIONS, name, None) or getattr(np, name)
-
-
-def _ends(work: Callable[[Any], None], pieces: Any) -> None:
-    for piece in [*pieces[:1], *pieces[1:][-1:]]:
-        work(piece)
-
-
-def _share(work: Callable[[Any], None], pieces: Any) -> None:
-    """What `share` does with ghosts: of pieces that are all alike, the first and the last tell as much as all of them.
-
-    What the first needs for a while, each thread needs at the same time. A piece for each thread at most are all gone
-    through, because what one leaves behind (a sum of its own) stays until all are done.
-    """
-    if len(pieces) < 2:
-        return _ends(work, pieces)
-    before, METER.high = METER.high, METER.live
-    with instead_of_sharing(_ends):
-        work(pieces[0])
-        for_a_while = max(0, METER.high - METER.live)
-        for piece in pieces[1:] if len(pieces) <= get_num_threads() else pieces[-1:]:
-            work(piece)
-        Ghost(for_a_while * min(len(pieces), get_num_threads()), np.uint8)  # comes and goes
-    METER.high = max(before, METER.high)
-
-
-@contextmanager
-def haunted() -> Iterator[Meter]:
-    """A ``with`` block in which the engine computes on ghosts, with a meter of its own."""
-    global METER
-    before, METER = METER, Meter()
-    # Of a block within a block, the backend is the same; only the meter is another.
-    BACKENDS.setdefault("ghost", CPU("ghost", GhostModule(), BACKENDS["numpy"].table))  # type: ignore[arg-type]
-    try:
-        with instead_of_sharing(_share):
-            yield METER
-    finally:
-        METER = before
-        if METER is NOBODY:
-            del BACKENDS["ghost"]
