@@ -1,29 +1,22 @@
-"""Encoding a long text in pieces: `tokenizers` keeps about 200 bytes a token while it encodes one."""
+"""Long texts encoded in pieces, where that changes no id.
+
+`tokenizers` keeps about 200 bytes for each token of a text until it has encoded all of it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-PIECE = 1 << 16  # characters encoded at once where that changes nothing
+PIECE = 1 << 16  # characters encoded at once
 
 
-def encode_in_pieces(inner: Any, text: str) -> list[int]:
-    """The ids of `text`, of a tokenizer for which `parts_at_lines` holds."""
-    ids: list[int] = []
-    start = 0
-    while start < len(text):
-        end = _line_start(text, start + PIECE)
-        ids += inner.encode(text[start:end], add_special_tokens=False).ids
-        start = end
-    return ids
+def may_be_cut(inner: Any) -> bool:
+    """Whether texts may be cut before a line that begins with a letter or digit; `inner` is a tokenizers.Tokenizer.
 
-
-def parts_at_lines(inner: Any) -> bool:
-    """Whether a text may be cut before a line that begins with a letter or digit, and encoded in pieces.
-
-    So it is for GPT-2's own expression, which ends a piece there, with nothing before or after it that looks further:
-    no normaliser, and no added token that reaches across the end of a line.
+    So it is for GPT-2's own expression, which ends a piece there, with nothing before or after it that looks
+    further: no normaliser, and no added token that reaches across the end of a line.
     """
     parts = json.loads(inner.to_str())
     cut = parts["pre_tokenizer"] or {}
@@ -34,6 +27,15 @@ def parts_at_lines(inner: Any) -> bool:
         and parts["normalizer"] is None
         and not any(token.lstrip or token.rstrip or token.single_word or "\n" in token.content for token in added)
     )
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The text in pieces of `PIECE` characters and a little more, each but the last ending with a line."""
+    start = 0
+    while start < len(text):
+        end = _line_start(text, start + PIECE)
+        yield text[start:end]
+        start = end
 
 
 def _line_start(text: str, start: int) -> int:

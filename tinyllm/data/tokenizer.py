@@ -114,9 +114,8 @@ class Tokenizer:
 
         Special tokens written out in the text (`<|endoftext|>`) become their ids, as in Hugging Face's tokenizers.
         """
-        if len(text) <= pieces.PIECE or not self._parts_at_lines:
-            return list(self._inner.encode(text, add_special_tokens=False).ids)
-        return pieces.encode_in_pieces(self._inner, text)
+        parts = [text] if len(text) <= pieces.PIECE or not self._may_be_cut else pieces.pieces(text)
+        return [id for part in parts for id in self._inner.encode(part, add_special_tokens=False).ids]
 
     def encode_segments(
         self, segments: Sequence[tuple[str, bool]], templated: bool = True
@@ -296,5 +295,5 @@ class Tokenizer:
         return {id: added.content for id, added in self._inner.get_added_tokens_decoder().items()}
 
     @functools.cached_property
-    def _parts_at_lines(self) -> bool:
-        return pieces.parts_at_lines(self._inner)
+    def _may_be_cut(self) -> bool:
+        return pieces.may_be_cut(self._inner)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tinyllm.backend.names import nearest
 from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.lora.config import LoRAConfig, matches
 from tinyllm.lora.layer import LoRALinear
 from tinyllm.lora.saved import SavedModule
-from tinyllm.names import nearest
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.names import few, nearest
 from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.merge import stored_like
 from tinyllm.lora.targets import biased
 from tinyllm.models.families.family import Family, family_of
-from tinyllm.names import few, nearest
 from tinyllm.nn import Module
 
 PREFIX = "base_model.model."
