@@ -64,7 +64,7 @@ def measure(name: str) -> dict[str, Any]:
     if case["method"] != "full":
         apply_lora(model, shape.rank, shape.alpha, verbose=False)
     optimizer = tinyllm.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    keep_freed_memory()  # as `tinyllm.train` does
+    keep_freed_memory()  # as `tinyllm finetune` does
     began = time.perf_counter()
     for _ in range(2):
         model.loss(ids, targets).backward()

@@ -82,7 +82,7 @@ def train(spec: dict[str, Any]) -> Step:
     model.checkpointing = spec.get("checkpointing", False)
     optimizer = tinyllm.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
     ids, targets = numbers.tokens(shape)
-    keep_freed_memory()  # as `tinyllm.train` does
+    keep_freed_memory()  # as `tinyllm finetune` does
 
     def step() -> dict[str, float]:
         began = time.perf_counter()

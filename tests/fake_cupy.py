@@ -193,7 +193,9 @@ def _matmul(a, b):
     if x.dtype.name == "float32" or x.dtype.kind == "f" and x.dtype.itemsize == 8:
         return ndarray(np.asarray(x @ y))
     if x.ndim > 2 or y.ndim > 2:
-        raise TypeError(f"a stack of {x.dtype} matrices: CuPy would copy it to float32, or fail; see backend/gemm.py")
+        raise TypeError(
+            f"a stack of {x.dtype} matrices: CuPy would copy it to float32, or fail; see backend/cuda/gemm.py"
+        )
     return ndarray((x.astype(np.float32) @ y.astype(np.float32)).astype(x.dtype))
 
 

@@ -1,6 +1,7 @@
 """Files that lie: every way into the library meets them with one sentence, and without the memory they ask for.
 
-Damaged safetensors (`test_formats.py`), GGUF (`test_gguf.py`) and templates (`test_chat.py`) have tests of their own.
+Damaged safetensors (`formats/test_formats.py`), GGUF (`models/test_gguf.py`) and templates (`data/test_chat.py`) have
+tests of their own.
 """
 
 from __future__ import annotations

@@ -2,24 +2,24 @@
 
 The book, to be read in this order (a test holds that every file of it stands here once):
 
- 0  backend     backend/table.py, backend/primitives.py, backend/random.py, backend/nf4.py, backend/double_quant.py,
-                backend/torch_sum.py, backend/half.py, backend/device.py
+ 0  backend     backend/table.py, backend/random.py, backend/half.py, backend/nf4.py, backend/primitives.py,
+                backend/device.py, backend/torch_sum.py, backend/double_quant.py
  1  autograd    tensor.py
  2  operations  ops.py
  3  frozen      frozen/weight.py, frozen/dense.py, frozen/finite.py, frozen/half.py, frozen/nf4.py
  4  functions   functional.py
- 5  layers      nn/module.py, nn/layers.py
- 6  decoder     models/config.py, models/positions.py, models/cache.py, models/head.py, models/build.py,
+ 5  layers      names.py, nn/tree.py, nn/module.py, nn/layers.py
+ 6  decoder     models/config.py, models/cache.py, models/positions.py, models/head.py, models/build.py,
                 models/decoder.py
- 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/targets.py, lora/verbs.py,
-                lora/merge.py
+ 7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/targets.py, lora/merge.py,
+                lora/verbs.py
  8  QLoRA       qlora.py
  9  AdamW       optim.py
-10  training    data/examples.py, data/batches.py, train/loop.py
+10  training    data/examples.py, data/batches.py, train/loss_scale.py, train/loop.py
 11  writing     generate.py
 
-The wings: formats, the rest of data, models' checkpoints and families, lora/peft, inspect, cli, a run's files in train.
-Both word their messages with names.py.
+The wings: backend's cpu, cuda and ghost, formats, the rest of data, models' checkpoints and families, lora/peft,
+inspect, cli, assets, a run's files in train.
 """
 
 from tinyllm import functional, nn, ops, optim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -124,6 +125,17 @@ class AdamW:
         for group, saved in zip(self.groups, state["groups"], strict=True):
             group.update(saved)
 
+    def __repr__(self) -> str:
+        lines = []
+        for i, group in enumerate(self.groups):
+            shapes = Counter(f"{p.shape} {p.dtype.name}" for p in group["params"])
+            numbers = ", ".join(f"{key}={value}" for key, value in _without_params(group).items())
+            lines.append(f"  group {i}: {', '.join(f'{n} x {shape}' for shape, n in shapes.items())}; {numbers}")
+        total = sum(p.size for group in self.groups for p in group["params"])
+        nbytes = sum(m.nbytes + v.nbytes for m, v in self.moments.values())
+        last = f"  {total:,} numbers train; {max(self.steps.values(), default=0)} steps, moments {nbytes:,} bytes"
+        return "\n".join([f"{type(self).__name__}(", *lines, last, ")"])
+
 
 def _without_params(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
@@ -160,27 +172,6 @@ def scale_grads(params: Iterable[Parameter], factor: float) -> None:
     for p in params:
         if p.grad is not None and factor != 1:
             p.grad *= factor
-
-
-class LossScale:
-    """A factor on the loss that keeps float16's gradients from vanishing, found by trying (Micikevicius et al. 2018).
-
-    It doubles after `patience` steps without an overflow and halves at each; float32 and bfloat16 need none.
-    """
-
-    def __init__(self, dtype: Any, patience: int = 2000):
-        self.needed, self.patience = dtype.name == "float16", patience
-        self.value, self.calm = (2.0**16 if self.needed else 1.0), 0
-
-    def overflowed(self) -> bool:
-        """Halve it; False if it cannot be the cause (any more), so that something else is wrong."""
-        self.value, self.calm = self.value / 2, 0
-        return self.needed and self.value >= 1
-
-    def went_well(self) -> None:
-        self.calm += 1
-        if self.needed and self.calm % self.patience == 0:
-            self.value *= 2
 
 
 def constant(progress: float) -> float:

@@ -1,6 +1,6 @@
 """QLoRA: the frozen base in four bits, adapters in float beside it (Dettmers et al. 2023, arXiv 2305.14314).
 
-Everything LoRA can do (merge, unmerge, enable, disable, several adapters) serves here too: see `lora.py`.
+Everything LoRA can do (merge, unmerge, enable, disable, several adapters) serves here too: see `lora/`.
 """
 
 from __future__ import annotations

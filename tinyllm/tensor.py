@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,12 +177,12 @@ def _recording(mode: str) -> Iterator[None]:
         _mode = before
 
 
-def no_grad():
+def no_grad() -> AbstractContextManager[None]:
     """A ``with`` block in which nothing is recorded and nothing is kept."""
     return _recording(OFF)
 
 
-def enable_grad():
+def enable_grad() -> AbstractContextManager[None]:
     """A ``with`` block in which operations are recorded, also inside `no_grad`."""
     return _recording(RECORD)
 

@@ -33,13 +33,13 @@ from tinyllm.inspect.memory import card_peak  # noqa: E402
 from tinyllm.lora import apply_lora, merge_lora, unmerge_lora  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
 from tinyllm.models.config import llama_shape  # noqa: E402
-from tinyllm.optim import LossScale  # noqa: E402
 from tinyllm.qlora import apply_qlora  # noqa: E402
 from tinyllm.train import (  # noqa: E402
     NonFiniteLoss,  # noqa: E402
     TrainConfig,
     train,
 )
+from tinyllm.train.loss_scale import LossScale  # noqa: E402
 
 pytestmark = needs_compiler
 VOCAB, TIME = 29, 16

@@ -3,8 +3,12 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from tinyllm.backend.cpu import malloc
 
 COUNT = """
 import resource
@@ -43,3 +47,29 @@ def test_elsewhere_it_does_nothing(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", None)
     monkeypatch.setattr(sys, "platform", "win32")
     keep_freed_memory()
+
+
+def test_the_command_says_so_and_the_library_does_not(monkeypatch, tmp_path):
+    """A function that others import leaves their process's allocator alone."""
+    from tinyllm.cli import main
+    from tinyllm.data import Dataset, Example, Loader
+    from tinyllm.models import DecoderModel
+    from tinyllm.train import TrainConfig, train
+
+    asked = []
+    libc = SimpleNamespace(mallopt=lambda what, value: asked.append(what))
+    monkeypatch.setattr(malloc, "ctypes", SimpleNamespace(CDLL=lambda name: libc))
+    monkeypatch.setattr(malloc, "sys", SimpleNamespace(platform="linux"))
+    ids = np.arange(8)
+    loader = Loader(Dataset((Example(ids, np.append(ids[1:], -100)),)), 1, 8)
+    train(DecoderModel(9, 16, 1, 2, seed=1, max_seq_len=8), loader, loader, TrainConfig(steps=1), tmp_path / "run")
+    assert asked == []
+
+    (tmp_path / "notes.txt").write_text("To be, or not to be, that is the question. " * 4)
+    few = ["--data", str(tmp_path / "notes.txt"), "--steps", "1", "--max-seq-len", "32", "--out"]
+    small = ["--hidden-size", "16", "--layers", "1", "--heads", "2", "--intermediate-size", "16"]
+    assert main(["pretrain", *few, str(tmp_path / "model"), *small]) == 0
+    assert asked == [malloc.M_MMAP_THRESHOLD, malloc.M_TRIM_THRESHOLD]
+    asked.clear()
+    assert main(["finetune", *few, str(tmp_path / "tuned"), "--model", str(tmp_path / "model")]) == 0
+    assert asked == [malloc.M_MMAP_THRESHOLD, malloc.M_TRIM_THRESHOLD]

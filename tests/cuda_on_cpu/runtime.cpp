@@ -6,7 +6,7 @@
 //
 // One thread of the operating system runs everything. A block's threads are fibers that take turns, and switch only
 // where CUDA makes threads meet: barriers, shuffles, votes. What the hardware may do in any order is done in the order
-// asked for (forward, reverse, shuffled). Read next: cuda_cpu.h, which is the language the kernel sees.
+// asked for (forward, reverse, shuffled). The language the kernel sees is in cuda_cpu.h.
 #include "runtime.h"
 
 #include <setjmp.h>

@@ -1,7 +1,8 @@
 """Everything that touches raw arrays: NumPy is the specification; threads and CUDA are overrides.
 
-`table.py` has the Backend and `use`, `primitives.py` the functions, `cpu/` how threads share them, `cuda/` the kernels,
-`random.py` the generator, `nf4.py` the packing of four-bit weights, `device.py` what to say when there is no GPU.
+`table.py` has the Backend and `use`, `primitives.py` the functions, `random.py` the generator, `nf4.py` the packing of
+four-bit weights, `device.py` what to say when there is no GPU. `cpu/` has how cores share the functions, `cuda/` the
+kernels, `ghost.py` arrays without content.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints.folder import load_config
 from tinyllm.models.config import DecoderConfig
 from tinyllm.qlora import apply_qlora
-from tinyllm.train.loop import TrainConfig
+from tinyllm.train import TrainConfig
 
 BLOCK_SIZE = 64  # what storage="nf4" quantises with
 READ_WHOLE = 1 << 26  # bytes of a file up to which a fingerprint reads it

@@ -18,7 +18,7 @@ from tinyllm.cli.training import add_run, loaders, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
-from tinyllm.train.loop import TrainConfig
+from tinyllm.train import TrainConfig
 
 # The embedded base: its shape, and how it was trained.
 SHAPE = {

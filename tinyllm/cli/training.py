@@ -15,7 +15,7 @@ from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
-from tinyllm.train.loop import TrainConfig, train
+from tinyllm.train import TrainConfig, train
 
 
 def add_run(parser: Options, out: str, max_seq_len: int, held_out: float) -> None:
@@ -53,6 +53,6 @@ def train_with_bar(
         "data_fingerprint": loader.fingerprint(),
         "held_out_fingerprint": held_out.fingerprint() if held_out is not None else None,
     }
-    keep_freed_memory()
+    keep_freed_memory()  # this process trains and ends
     with TrainingBar(config.steps, console) as bar:
         return train(model, loader, held_out, config, out, resume=resume, settings=settings, report=bar.report)

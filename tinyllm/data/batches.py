@@ -32,7 +32,7 @@ class Batch:
     Attributes
     ----------
     ids : int64 (batch, time)
-        Padded on the right with 0, which stands for nothing: padding is told by its segment.
+        Padded on the right with 0, which is an id like any other: the segment says what is padding.
     labels : int64 (batch, time)
         What each position predicts; -100 where nothing is learned.
     segment_ids : int64 (batch, time)
@@ -85,6 +85,10 @@ def pack(examples: Sequence[Example], max_seq_len: int) -> list[Row]:
     return [_row(row) for row in rows]
 
 
+def _rows(examples: Sequence[Example], max_seq_len: int, packed: bool) -> list[Row]:
+    return pack(examples, max_seq_len) if packed else [_row([example]) for example in examples]
+
+
 def _row(examples: Sequence[Example]) -> Row:
     return Row(
         np.concatenate([example.ids for example in examples]),
@@ -97,13 +101,13 @@ class Loader:
     """Batches by number: the batch of a step is a function of the step, so resuming needs nothing else.
 
     Rows are packed once, in the file's order, and each epoch visits all of them in an order of its own, a function of
-    (seed, epoch). Packing anew every epoch would give a different number of rows each time, and the step alone would no
-    longer tell the epoch. Which examples share a row makes no difference to them.
+    (seed, epoch). Packing anew every epoch would give a different number of rows each time, and the epoch would no
+    longer follow from the step. Which examples share a row makes no difference to them.
 
     Parameters
     ----------
     examples : sequence of Example
-        Cut with `fit` here; `dataset.report()` tells the outcome.
+        Cut with `fit` here; `dataset.report()` says how many lost something.
     batch_size : int
         Rows a batch; the last batch of an epoch may have fewer.
     max_seq_len : int
@@ -127,7 +131,7 @@ class Loader:
         self.dataset = fit(examples, max_seq_len)
         self.batch_size = batch_size
         self.seed = seed
-        self.rows = _packed(self.dataset, max_seq_len) if pack else [_row([example]) for example in self.dataset]
+        self.rows = _rows(self.dataset, max_seq_len, pack)
         self.batches_per_epoch = -(-len(self.rows) // batch_size)
         self._epoch, self._rows_order = -1, np.empty(0, dtype=np.int64)
 
@@ -164,9 +168,6 @@ class Loader:
             for array in (row.ids, row.labels, row.segment_ids):
                 digest.update(array.astype("<i8").tobytes())
         return digest.hexdigest()
-
-
-_packed = pack  # `pack` is also the name of a parameter
 
 
 def batches(

@@ -163,19 +163,19 @@ def split(examples: Sequence[Example], fraction: float, seed: int = 0) -> tuple[
             raise ValueError("there is too little data to hold some out: add more, or hold out 0")
         count = min(max(round(total * fraction), 1), total - 1)
     train: list[Example] = []
-    held: list[Example] = []
+    rest: list[Example] = []
     if data.plain:
         room = total - count  # positions still to train on
         for example in data:
             cut = min(room, len(example))
             room -= cut
             train += [example[:cut]] if cut else []
-            held += [example[cut:]] if cut < len(example) else []
+            rest += [example[cut:]] if cut < len(example) else []
     else:
         chosen = set(seeded_order(seed, "split", total)[:count].tolist())
         for index, example in enumerate(data):
-            (held if index in chosen else train).append(example)
-    return replace(data, examples=tuple(train)), Dataset(tuple(held), plain=data.plain)
+            (rest if index in chosen else train).append(example)
+    return replace(data, examples=tuple(train)), Dataset(tuple(rest), plain=data.plain)
 
 
 def seeded_order(seed: int, purpose: str, n: int) -> np.ndarray:

@@ -229,7 +229,7 @@ class Tokenizer:
         ------
         ValueError
             If a message is malformed, or the chat template refuses the conversation, fails, or does not show which
-            part of it the assistant writes (see `chat.py`).
+            part of it the assistant writes (see `data/chat.py`).
         ImportError
             If the tokenizer has a chat template and jinja2 is not installed.
         """

@@ -34,7 +34,7 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 FLOATS = ("float16", "float32", "float64")
 
 
-def quantize_nf4(array, block_size=64, *, name=None):
+def quantize_nf4(array: Any, block_size: int = 64, *, name: str | None = None) -> tuple[Any, Any]:
     """Quantise weights to NF4, bit for bit as bitsandbytes does on a CPU.
 
     Parameters
@@ -83,7 +83,7 @@ def quantize_nf4(array, block_size=64, *, name=None):
     return indices, scales
 
 
-def dequantize_nf4(indices, scales, shape, block_size=64, dtype=np.float32):
+def dequantize_nf4(indices: Any, scales: Any, shape: Any, block_size: int = 64, dtype: Any = np.float32) -> Any:
     """The weights that packed codes and scales stand for.
 
     Parameters
@@ -177,7 +177,7 @@ def bits_per_weight(n, block_size=64, double_quant=True):
     return (codes + scales) / n
 
 
-def check_block_size(block_size):
+def check_block_size(block_size: int) -> None:
     """Raise ValueError unless the format knows this block size."""
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size {block_size} is not one of NF4's: {', '.join(map(str, BLOCK_SIZES))}")

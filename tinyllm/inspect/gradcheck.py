@@ -7,7 +7,8 @@ A random cotangent matters: the gradient of softmax(x).sum() is zero, and wrong 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,6 @@ def gradcheck(
                 f"input {i} is {x.dtype}, and differences need float64: pass it as .astype('float64'), "
                 "or put it into the function's closure if it takes no gradient"
             )
-    before = [(x.data, x.grad, x.requires_grad) for x in tensors]
     generator, start = np.random.default_rng(seed), random.default.state
 
     def run() -> Tensor:
@@ -79,41 +79,60 @@ def gradcheck(
         return y
 
     worst = 0.0
+    with _put_back(tensors):
+        for _ in range(directions):
+            u, size, gradients = _gradients(run, tensors, generator)
+            for i, (x, g) in enumerate(zip(tensors, gradients, strict=True)):
+                v = generator.standard_normal(x.shape)
+                ours, true = float((g * v).sum()), _difference(run, x, u, v)
+                scale = max(abs(ours), abs(true), float(np.sqrt((g * g).sum())))
+                allowed = tolerance * scale + 8 * np.finfo(np.float64).eps * size / STEP
+                _refuse_wrong(i, x.shape, ours, true, scale, allowed)
+                worst = max(worst, abs(ours - true) / scale if scale else 0.0)
+    return worst
+
+
+@contextmanager
+def _put_back(tensors: list[Tensor]) -> Iterator[None]:
+    """Every tensor needs a gradient inside; data, grad, requires_grad and the generator are as before afterwards."""
+    before = [(x.data, x.grad, x.requires_grad) for x in tensors]
+    start = random.default.state
     try:
         for x in tensors:
             if not x.requires_grad:
                 x.requires_grad = True
-        for _ in range(directions):
-            for x in tensors:
-                x.grad = None
-            with enable_grad():
-                y = run()
-            u = generator.standard_normal(y.shape)
-            size = float(np.abs(u * y.numpy()).sum())
-            if y.requires_grad:
-                y.backward(u)
-            gradients = [np.zeros(x.shape) if x.grad is None else Tensor(x.grad).numpy() for x in tensors]
-            for i, (x, g) in enumerate(zip(tensors, gradients, strict=True)):
-                v = generator.standard_normal(x.shape)
-                ours = float((g * v).sum())
-                true = _difference(run, x, u, v)
-                scale = max(abs(ours), abs(true), float(np.sqrt((g * g).sum())))
-                error = abs(ours - true)
-                allowed = tolerance * scale + 8 * np.finfo(np.float64).eps * size / STEP
-                if not error <= allowed:  # also true for nan
-                    raise GradientError(
-                        f"the gradient for input {i}, shape {x.shape}, is wrong: along a random direction it gives "
-                        f"{ours:.10g}, the function's differences {true:.10g} (relative error {error / scale:.2g}, "
-                        f"allowed {allowed / scale:.2g})"
-                    )
-                worst = max(worst, error / scale if scale else 0.0)
+        yield
     finally:
         random.default.restore(start)
         for x, (data, grad, needed) in zip(tensors, before, strict=True):
             x.data, x.grad = data, grad
             if not needed:
                 x.requires_grad = False
-    return worst
+
+
+def _gradients(
+    run: Callable[[], Tensor], tensors: list[Tensor], generator: np.random.Generator
+) -> tuple[np.ndarray, float, list[np.ndarray]]:
+    """A random cotangent u, the magnitude of <u, y>, and the gradient that backward leaves in every tensor."""
+    for x in tensors:
+        x.grad = None
+    with enable_grad():
+        y = run()
+    u = generator.standard_normal(y.shape)
+    size = float(np.abs(u * y.numpy()).sum())
+    if y.requires_grad:
+        y.backward(u)
+    return u, size, [np.zeros(x.shape) if x.grad is None else Tensor(x.grad).numpy() for x in tensors]
+
+
+def _refuse_wrong(i: int, shape: tuple[int, ...], ours: float, true: float, scale: float, allowed: float) -> None:
+    error = abs(ours - true)
+    if not error <= allowed:  # also true for nan
+        raise GradientError(
+            f"the gradient for input {i}, shape {shape}, is wrong: along a random direction it gives "
+            f"{ours:.10g}, the function's differences {true:.10g} (relative error {error / scale:.2g}, "
+            f"allowed {allowed / scale:.2g})"
+        )
 
 
 def _difference(run: Callable[[], Tensor], x: Tensor, u: np.ndarray, v: np.ndarray) -> float:

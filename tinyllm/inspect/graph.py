@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.formats.atomic import write_text
-from tinyllm.inspect.kept import operation_of
-from tinyllm.tensor import Node, Tensor, _inputs, _topological
+from tinyllm.inspect.kept import inputs_of, operation_of
+from tinyllm.tensor import Node, Tensor, _topological
 
 ROW, BOX, GAP, LETTER = 46, 22, 14, 6.6  # row pitch, box height, room between boxes, width of a letter, in pixels
 PULL = 0.93
@@ -23,7 +23,14 @@ rect.result { fill: #dcfce7; stroke: #16a34a; } path { fill: none; stroke: #8c95
 """
 
 
-def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -> str:
+class Picture(str):
+    """The text of an SVG document; a notebook shows the picture."""
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+
+def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -> Picture:
     """Draw the graph that `loss.backward()` would walk.
 
     Parameters
@@ -37,8 +44,8 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
 
     Returns
     -------
-    str
-        A whole SVG document. Readable up to about 200 nodes.
+    Picture
+        A str, a whole SVG document; a notebook shows it. Readable up to about 200 nodes.
 
     Raises
     ------
@@ -50,36 +57,9 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
     nodes = _topological(loss.node)
     names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
     labels = {node: _label(node, names) for node in nodes}
-
-    depth = dict.fromkeys(nodes, 0)  # the longest way down to the result
-    for node in reversed(nodes):
-        for source in _inputs(node):
-            depth[source] = max(depth[source], depth[node] + 1)
-    height = max(depth.values())
-    rows: list[list[Any]] = [[] for _ in range(height + 1)]
-    for node in nodes:
-        rows[height - depth[node]].append(node)
-
-    chains: list[list] = []  # a chain is one edge with its bends
-    links: list[tuple] = []  # their pieces
-    for node in nodes:
-        for source in _inputs(node):
-            chain: list[Any] = [source]
-            for row in range(height - depth[source] + 1, height - depth[node]):
-                bend = ("bend", len(chains), row)
-                rows[row].append(bend)
-                chain.append(bend)
-            chain.append(node)
-            chains.append(chain)
-            links += list(zip(chain, chain[1:], strict=False))
-    above: dict[Any, list] = {}
-    below: dict[Any, list] = {}
-    for top, bottom in links:
-        above.setdefault(bottom, []).append(top)
-        below.setdefault(top, []).append(bottom)
-
+    rows, chains = _layers(nodes)
     widths = {item: LETTER * len(labels[item]) + 16 if item in labels else 4.0 for row in rows for item in row}
-    x = _places(rows, above, below, widths)
+    x = _places(rows, chains, widths)
     left = min(x[i] - widths[i] / 2 for i in x)
     right = max(x[i] + widths[i] / 2 for i in x)
     y = {item: GAP + BOX / 2 + r * ROW for r, row in enumerate(rows) for item in row}
@@ -87,7 +67,28 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
     text = _draw(chains, labels, x, y, widths, loss.node, right - left + 2 * GAP, len(rows))
     if path is not None:
         write_text(path, text)
-    return text
+    return Picture(text)
+
+
+def _layers(nodes: list[Node]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """What stands in each row, top first, and every edge as a chain: its source, a bend for each row, its user."""
+    depth = dict.fromkeys(nodes, 0)  # the longest way down to the result
+    for node in reversed(nodes):
+        for source in inputs_of(node):
+            depth[source] = max(depth[source], depth[node] + 1)
+    height = max(depth.values())
+    rows: list[list[Any]] = [[] for _ in range(height + 1)]
+    for node in nodes:
+        rows[height - depth[node]].append(node)
+    chains: list[list[Any]] = []
+    for node in nodes:
+        for source in inputs_of(node):
+            between = range(height - depth[source] + 1, height - depth[node])
+            bends = [("bend", len(chains), row) for row in between]
+            for row, bend in zip(between, bends, strict=True):
+                rows[row].append(bend)
+            chains.append([source, *bends, node])
+    return rows, chains
 
 
 def _label(node: Node, names: dict[int, str]) -> str:
@@ -101,8 +102,14 @@ def _label(node: Node, names: dict[int, str]) -> str:
     return f"{name} {shape}" if name else shape
 
 
-def _places(rows: list[list], above: dict, below: dict, widths: dict) -> dict[Any, float]:
+def _places(rows: list[list], chains: list[list], widths: dict) -> dict[Any, float]:
     """An x for every item: rows sorted by the mean place of their neighbours, then pulled towards them."""
+    above: dict[Any, list] = {}
+    below: dict[Any, list] = {}
+    for chain in chains:
+        for top, bottom in zip(chain, chain[1:], strict=False):
+            above.setdefault(bottom, []).append(top)
+            below.setdefault(top, []).append(bottom)
     x: dict[Any, float] = {}
     for row in rows:
         x.update(_apart(row, dict.fromkeys(row, 0.0), widths))

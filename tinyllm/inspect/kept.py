@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import escape
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from tinyllm.frozen.weight import FrozenWeight
-from tinyllm.tensor import Tensor, _topological
+from tinyllm.tensor import Node, Tensor, _topological
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Row:
     bytes: int
 
 
-class Kept(list):
-    """A list of `Row`; printed, it is a table.
+class Kept(list[Row]):
+    """A list of `Row`; printed or shown in a notebook, it is a table.
 
     Attributes
     ----------
@@ -69,11 +70,37 @@ class Kept(list):
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        parts = [_html("kept for backward", self)]
+        if self.owned:
+            parts.append(_html("named by rules, but the model's own (outside the total above)", self.owned))
+        return "\n".join(parts)
+
+
+HEAD = ("operation", "array", "shape", "dtype", "bytes")
+
+
+def _cells(row: Row) -> tuple[str, str, str, str, str]:
+    return row.operation, row.name, str(row.shape) if row.dtype else "", row.dtype, f"{row.bytes:,}"
+
+
+def _html(title: str, rows: list[Row]) -> str:
+    """The rows and their sum as a table of HTML; names come from a user's code, so every text is escaped."""
+
+    def line(cells: tuple[str, ...], tag: str = "td") -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    total = Row("total", "", (), "", sum(row.bytes for row in rows))
+    body = "\n".join(line(_cells(row)) for row in rows)
+    return (
+        f"<table><caption>{escape(title)}</caption>\n<thead>{line(HEAD, 'th')}</thead>\n"
+        f"<tbody>{body}</tbody>\n<tfoot>{line(_cells(total), 'th')}</tfoot></table>"
+    )
+
 
 def _table(rows: list[Row]) -> list[str]:
     """The rows as aligned text; the last one is the sum."""
-    cells = [("operation", "array", "shape", "dtype", "bytes")]
-    cells += [(r.operation, r.name, str(r.shape) if r.dtype else "", r.dtype, f"{r.bytes:,}") for r in rows]
+    cells = [HEAD, *map(_cells, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(5)]
     form = "  ".join(f"{{:<{n}}}" for n in widths[:4]) + f"  {{:>{widths[4]}}}"
     lines = [form.format(*row) for row in cells]
@@ -118,11 +145,9 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
     ----------------------------------------
     total                                 56
     """
-    weights: dict[int, str] = {}
-    if model is not None:
-        for path, weight in model.named_weights():
-            thing = weight if isinstance(weight, FrozenWeight) else owner(weight.data)
-            weights.setdefault(id(thing), path)
+    weights: dict[int, tuple[str, Any]] = {}  # what a rule may name -> its path, and the weight that it belongs to
+    for path, weight in () if model is None else model.named_weights():
+        weights.setdefault(id(owner(getattr(weight, "data", weight))), (path, weight))
     rows: list[Row] = []
     owned: list[Row] = []
     seen: set[int] = set()
@@ -132,11 +157,17 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
                 if id(thing) in seen:
                     continue
                 seen.add(id(thing))
-                dtype = thing.storage if isinstance(thing, FrozenWeight) else thing.dtype.name
-                name = weights.get(id(thing), name)
-                row = Row(operation_of(rule), name, tuple(thing.shape), dtype, int(thing.nbytes))
+                dtype = getattr(thing, "storage", thing.dtype.name)
+                name, shaped = weights.get(id(thing), (name, thing))  # what a file was read into may be flat
+                row = Row(operation_of(rule), name, tuple(shaped.shape), dtype, int(thing.nbytes))
                 (owned if id(thing) in weights else rows).append(row)
     return Kept(rows, owned)
+
+
+def inputs_of(node: Node) -> list[Node]:
+    """The nodes that a node was computed from and sends gradients to; one may stand there twice."""
+    sources = [source if isinstance(source, tuple) else (source,) for source, _ in node.edges or ()]
+    return [node for nodes in sources for node in nodes if node is not None]
 
 
 def operation_of(rule: Callable) -> str:

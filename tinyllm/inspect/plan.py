@@ -121,14 +121,10 @@ def plan(
     ValueError
         If there is no such method, or the model could not be trained so.
     """
-    if method not in STORAGE:
-        raise ValueError(f"there is no method {method!r}; there are {', '.join(STORAGE)}")
+    storage = _storage(method, storage)
     for name, n in (("the batch size", batch_size), ("max_seq_len", seq_len)):
         if n < 1:
             raise ValueError(f"{name} must be at least 1, not {n}")
-    storage = storage or STORAGE[method]
-    if method == "full" and storage != "float32":
-        raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
     _have_blas_take_its_work_space()
     place = random.default.state
     try:
@@ -141,7 +137,7 @@ def plan(
             if method != "full":
                 with meter.labelled("adapters"):
                     apply_lora(
-                        model, rank, 1.0, dropout, target_modules, modules_to_save=modules_to_save,
+                        model, rank, dropout=dropout, target_modules=target_modules, modules_to_save=modules_to_save,
                         use_dora=use_dora, verbose=False,
                     )  # fmt: skip
             with meter.labelled("activations"):
@@ -150,6 +146,16 @@ def plan(
             return ledger.plan(resident_memory() or SOMETHING, parameters)  # planning leaves a few MB behind
     finally:
         random.default.restore(place)
+
+
+def _storage(method: str, storage: str | None) -> str:
+    """What the base is kept as."""
+    if method not in STORAGE:
+        raise ValueError(f"there is no method {method!r}; there are {', '.join(STORAGE)}")
+    storage = storage or STORAGE[method]
+    if method == "full" and storage != "float32":
+        raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
+    return storage
 
 
 def _have_blas_take_its_work_space() -> None:

@@ -91,6 +91,19 @@ class LoRALinear(Module):
         held["bias"] = self.trained_bias
         return {part: parameters[name] for part, parameters in held.items() if name in parameters}
 
+    def tree(self) -> list[str]:
+        """One line: the base's weight, each adapter with its rank and scale, and the state."""
+        base = self.base_layer.extra_repr()
+        adapters = "".join(f"; {name}: {self._described(name)}" for name in self.names())
+        state = f"active {', '.join(self.active) or 'none'}" if self.enabled else "disabled"
+        return [f"{type(self).__name__}({base}{adapters}; {state}{', merged' if self.merged else ''})"]
+
+    def _described(self, name: str) -> str:
+        parts = self.parts(name)
+        words = [f"rank {len(parts['lora_A.weight'])}, scale {self.scale[name]:g}"] if "lora_A.weight" in parts else []
+        words += [word for part, word in (("lora_magnitude_vector", "DoRA"), ("bias", "bias")) if part in parts]
+        return ", ".join([*words, "trains" if any(p.requires_grad for p in parts.values()) else "frozen"])
+
     def adapting(self) -> list[str]:
         """The active adapters that have an A and a B here, and not a bias alone."""
         return [name for name in self.active if name in self.lora_A]

@@ -46,6 +46,9 @@ class SavedModule(Module):
         """The module whose weights count now."""
         return self.copies[self.active[-1]] if self.enabled and self.active else self.original
 
+    def extra_repr(self) -> str:
+        return f"active {', '.join(self.active) or 'none'}" if self.enabled else "disabled"
+
     @property
     def weight(self) -> Any:
         return self.chosen().weight  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """LoRA's verbs: apply, merge, unmerge, enable, disable, set_adapter (Hu et al. 2021, arXiv 2106.09685).
 
-The layer itself is in `lora_linear.py`, what targets mean in `lora_targets.py`, merging in `lora_merge.py`.
+The layer itself is in `layer.py`, what targets mean in `targets.py`, merging in `merge.py`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def apply_lora(
     modules_to_save : list of str
         Modules to train whole, e.g. ``["norm"]``.
     use_dora : bool
-        Train the lengths of the weights' rows, too (arXiv 2402.09353, see `dora.py`); about a quarter slower.
+        Train the lengths of the weights' rows, too (arXiv 2402.09353, see `lora/dora.py`); about a quarter slower.
     bias : {"none", "lora_only", "all"}
         Train copies of the biases: none, those of the targets, or every one there is, norms' too. The originals stay,
         and count again when the adapter is disabled.

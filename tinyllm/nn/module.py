@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,9 +16,19 @@ from tinyllm.backend.device import to_device
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, stored
 from tinyllm.names import few, nearest
+from tinyllm.nn.tree import described, lines_of, storage_of
 from tinyllm.tensor import Parameter
 
 Weight = Parameter | FrozenWeight
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class _Callable(Protocol[P, R]):
+    """For the type checker: a module takes and gives what its own ``forward`` does."""
+
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,25 @@ class Module:
     is_head = False  # turns channels into the vocabulary's logits
     residual = False  # what it gives is added to what came in
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: _Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+
+    def extra_repr(self) -> str:
+        """What stands in this module's brackets: its own weights, their shapes, what keeps them, what trains."""
+        weights = [(name, w) for name, w in _attributes(self) if isinstance(w, Weight)]
+        return ", ".join(
+            f"{name} {w.shape} {storage_of(w)} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
+        )
+
+    def tree(self) -> list[str]:
+        """This module and what it is made of, a line each and indented; repeated blocks are shown once."""
+        return lines_of(self)
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Pairs of name and module, one level down."""

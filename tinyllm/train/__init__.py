@@ -1,6 +1,6 @@
 """Training: the loop, and what makes a run resumable bit for bit."""
 
-from tinyllm.train.loop import TrainConfig, evaluate, train
-from tinyllm.train.trouble import NonFiniteLoss
+from tinyllm.train.loop import NonFiniteLoss, TrainConfig, evaluate, fit
+from tinyllm.train.run import train
 
-__all__ = ["NonFiniteLoss", "TrainConfig", "evaluate", "train"]
+__all__ = ["NonFiniteLoss", "TrainConfig", "evaluate", "fit", "train"]

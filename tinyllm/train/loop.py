@@ -1,32 +1,24 @@
-"""The training loop, flat: fetch, forward, backward, clip, step, log; and what makes a run resumable bit for bit.
+"""The training loop: batches, gradients, update; and the loss on what is held out.
 
-A batch is a pure function of the step, the optimiser and the generator are saved with the weights, and files are
-written whole or not at all.
+The batches of a step are a function of its number alone, so a loop that starts at step n goes on as if it had never
+stopped, once weights, moments and generator are put back. Putting them back, the log, the files and what to say about
+trouble are not the loop's: it calls them on an `Observer`, which does nothing by itself.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
-
-import numpy as np
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated
 
 from tinyllm.backend import random
-from tinyllm.backend.cpu.malloc import keep_freed_memory
 from tinyllm.backend.device import read
-from tinyllm.data.batches import Loader
-from tinyllm.formats.atomic import make_folder
-from tinyllm.inspect.memory import card_peak, explaining_out_of_memory, peak_memory
+from tinyllm.data.batches import Batch, Loader
 from tinyllm.models import DecoderModel
-from tinyllm.optim import SCHEDULES, AdamW, LossScale, lr_factor, parameter_groups, scale_grads, squared_norms
-from tinyllm.tensor import no_grad
-from tinyllm.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
-from tinyllm.train.run import Log
-from tinyllm.train.trouble import NonFiniteLoss, _require_finite, _require_gradients, explain_non_finite
+from tinyllm.optim import SCHEDULES, AdamW, lr_factor, parameter_groups, scale_grads, squared_norms
+from tinyllm.tensor import Parameter, no_grad
+from tinyllm.train.loss_scale import LossScale
 
 
 @dataclass
@@ -62,6 +54,122 @@ class TrainConfig:
         lr_factor(self.schedule, 0, self.steps, self.warmup)  # refuses a schedule that does not exist
 
 
+class NonFiniteLoss(RuntimeError):
+    """A loss, gradient or weight stopped being a number; of a run the message says in which layer and step."""
+
+
+class Observer:
+    """What `fit` calls on whoever records a run. By itself it does nothing; `done` counts finished steps."""
+
+    def begin(self, model: DecoderModel, optimizer: AdamW, scale: LossScale) -> int:
+        """Before anything else. May put back what an earlier run left; returns how many steps are done already."""
+        return 0
+
+    def watching(self, step: int, batches: list[Batch]) -> AbstractContextManager[None]:
+        """A ``with`` block around the gradients of `step`, counted from 0."""
+        return nullcontext()
+
+    def note(self, done: int, loss: float, norm: float, tokens: int) -> None:
+        """After each update: the step's loss a token, the norm of its gradients, and how many tokens were learned."""
+
+    def evaluated(self, done: int, loss: float) -> None:
+        """After each evaluation on what is held out."""
+
+    def save(self, done: int) -> None:
+        """When a checkpoint is due."""
+
+
+def fit(
+    model: DecoderModel, loader: Loader, held_out: Loader | None, config: TrainConfig, run: Observer | None = None
+) -> None:
+    """Train what has ``requires_grad``; `tinyllm.train.train` does so with a log, a checkpoint and failures in words.
+
+    Parameters
+    ----------
+    model, loader
+    held_out : Loader or None
+        Evaluated before the first step, every `eval_every` steps and at the end.
+    config : TrainConfig
+    run : Observer, optional
+        Who records the run.
+
+    Raises
+    ------
+    NonFiniteLoss
+        At the first loss or gradient that is not finite; weights are as before that step.
+    ValueError
+        If there is nothing to train.
+    """
+    run = run or Observer()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = AdamW(parameter_groups(model, config.lr, config.weight_decay, config.loraplus_ratio))
+    scale = LossScale(model.dtype)
+    random.manual_seed(config.seed)
+    model.train()
+    start = run.begin(model, optimizer, scale)
+    if held_out is not None and start == 0:
+        run.evaluated(0, evaluate(model, held_out))
+
+    for step in range(start, config.steps):
+        optimizer.set_lr_factor(lr_factor(config.schedule, step, config.steps, config.warmup))
+        optimizer.zero_grad()
+        batches = [loader.batch(step * config.grad_accum + i) for i in range(config.grad_accum)]
+        with run.watching(step, batches):
+            loss, norm = accumulate(model, trained, batches, scale)
+        norm = update(optimizer, trained, norm, config.max_grad_norm, scale)
+
+        done = step + 1
+        run.note(done, loss, norm, sum(batch.live for batch in batches))
+        if held_out is not None and due(done, config.eval_every, config.steps):
+            run.evaluated(done, evaluate(model, held_out))
+        if due(done, config.save_every, config.steps):
+            run.save(done)
+    optimizer.zero_grad()
+
+
+def accumulate(
+    model: DecoderModel, trained: list[Parameter], batches: list[Batch], scale: LossScale
+) -> tuple[float, float]:
+    """Add up the gradients of all micro-batches, as if they were one batch.
+
+    Returns
+    -------
+    loss, norm : float
+        The mean loss a token, and the joint 2-norm of the gradients; the latter is not finite if float16 overflowed.
+        The gradients themselves still have the loss scale in them.
+
+    Raises
+    ------
+    NonFiniteLoss
+        If either is not finite for another reason.
+    """
+    live = sum(batch.live for batch in batches)
+    losses = []
+    for batch in batches:
+        # A mean of means would weigh a token by its batch: each counts by its share of the tokens.
+        y = model.loss(batch.ids, batch.labels, batch.segment_ids) * (batch.live / live)
+        losses.append(y.data)
+        y.backward(scale.value)
+    numbers = read([*losses, *squared_norms(trained)])  # the one place where a step waits for a GPU
+    loss, norm = sum(numbers[: len(losses)]), math.sqrt(sum(numbers[len(losses) :])) / scale.value
+    if not math.isfinite(loss) or not (math.isfinite(norm) or scale.overflowed()):
+        raise NonFiniteLoss(
+            f"the loss is {loss}, the norm of its gradients {norm}; lower the learning rate, and look at this step's "
+            "data"
+        )
+    return loss, norm
+
+
+def update(optimizer: AdamW, trained: list[Parameter], norm: float, max_grad_norm: float, scale: LossScale) -> float:
+    """Clip the gradients, whose norm is `norm`, and take one step; returns the norm, or -1 for a step left out."""
+    if not math.isfinite(norm):  # float16 overflowed, and the next step has a smaller scale
+        return -1.0
+    scale_grads(trained, (max_grad_norm / norm if norm > max_grad_norm else 1.0) / scale.value)
+    optimizer.step()
+    scale.went_well()
+    return norm
+
+
 def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None) -> float:
     """The mean loss a token over a held-out set, in evaluation mode."""
     training, total, live = model.training, 0.0, 0
@@ -75,133 +183,6 @@ def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None
     return total / live
 
 
-def train(
-    model: DecoderModel,
-    loader: Loader,
-    held_out: Loader | None,
-    config: TrainConfig,
-    out: str | Path | None = None,
-    *,
-    resume: bool = False,
-    settings: dict[str, Any] | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> dict[str, Any]:
-    """Train what has ``requires_grad``.
-
-    From the first step on the whole process keeps the memory that steps free; see `backend/malloc.py`.
-
-    Parameters
-    ----------
-    model, loader
-    held_out : Loader or None
-        Evaluated before the first step, every `eval_every` steps and at the end.
-    config : TrainConfig
-    out : folder, optional
-        For ``log.jsonl`` and the checkpoint; without `resume`, an older run's checkpoint there is removed first.
-    resume : bool
-        Go on from the folder's checkpoint; the result equals an uninterrupted run's bit for bit.
-    settings : dict, optional
-        What else must be the same when resuming (model, data, method ...).
-    report : callable
-        Called with each log record.
-
-    Returns
-    -------
-    dict
-        ``before``, ``after`` (held-out loss), ``tokens``, ``seconds``, ``peak_memory``.
-
-    Raises
-    ------
-    NonFiniteLoss
-        At the first loss or gradient that is not finite; weights are as before that step. Or after a step that broke
-        the weights or the held-out loss; the checkpoint is then the one before.
-    RuntimeError
-        If a trainable parameter received no gradient in the first step.
-    ValueError
-        If there is nothing to train, or the checkpoint is of a run with other settings.
-    """
-    optimizer = AdamW(parameter_groups(model, config.lr, config.weight_decay, config.loraplus_ratio))
-    scale = LossScale(model.dtype)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    random.manual_seed(config.seed)
-    model.train()
-    fixed = {**asdict(config), **(settings or {})}
-    for name in ("eval_every", "save_every"):
-        del fixed[name]
-    folder = Path(out) if out is not None else None
-    start, tokens, seconds, most_on_card = 0, 0, 0.0, 0
-    before: float | None = None
-    after: float | None = None
-    if resume:
-        if folder is None:
-            raise ValueError("resuming needs the folder of the run to resume")
-        about = load_checkpoint(folder / CHECKPOINT, model, optimizer, fixed)
-        start, tokens, seconds = about["step"], about["tokens"], about["seconds"]
-        before, after = about["before"], about["after"]
-        scale.value, scale.calm = about["loss_scale"]
-    elif folder is not None:
-        # Before anything else of the new run: were it killed early, resuming would go on with the old one.
-        (make_folder(folder) / CHECKPOINT).unlink(missing_ok=True)
-    log = Log(folder, start, report)
-    if held_out is not None and start == 0:
-        before = after = evaluate(model, held_out)
-        _require_finite(model, before, 0)
-        log.write({"eval": before, "step": 0})
-    keep_freed_memory()
-    began = time.perf_counter() - seconds
-
-    for step in range(start, config.steps):
-        optimizer.set_lr_factor(lr_factor(config.schedule, step, config.steps, config.warmup))
-        optimizer.zero_grad()
-        position = random.default.state
-        batches = [loader.batch(step * config.grad_accum + i) for i in range(config.grad_accum)]
-        live = sum(batch.live for batch in batches)
-        losses = []
-        # What is not finite, or does not fit, is told in words.
-        with np.errstate(all="ignore"), explaining_out_of_memory(model, optimizer), card_peak() as on_card:
-            for batch in batches:
-                # Weighting by live tokens makes k micro-batches equal one large batch.
-                y = model.loss(batch.ids, batch.labels, batch.segment_ids) * (batch.live / live)
-                losses.append(y.data)
-                y.backward(scale.value)
-            if step == start:
-                _require_gradients(model)
-            numbers = read([*losses, *squared_norms(trained)])  # the one place where a step waits for a GPU
-            most_on_card = max(most_on_card, on_card() or 0)
-        loss, norm = sum(numbers[: len(losses)]), math.sqrt(sum(numbers[len(losses) :])) / scale.value
-        if math.isfinite(loss) and not math.isfinite(norm) and scale.overflowed():
-            norm = -1.0  # float16 alone: this update is left out, and the next step has a smaller scale
-        elif not math.isfinite(loss) or not math.isfinite(norm):
-            raise NonFiniteLoss(explain_non_finite(model, batches, position, step))
-        else:
-            scale_grads(trained, (config.max_grad_norm / norm if norm > config.max_grad_norm else 1.0) / scale.value)
-            optimizer.step()
-            scale.went_well()
-        tokens += live
-        done = step + 1
-        elapsed = time.perf_counter() - began
-        lr = max(group["lr"] for group in optimizer.groups)
-        log.write(
-            {"step": done, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "seconds": round(elapsed, 3)}
-        )
-        last = done == config.steps
-        if held_out is not None and (last or (config.eval_every and done % config.eval_every == 0)):
-            after = evaluate(model, held_out)
-            _require_finite(model, after, done)
-            log.write({"eval": after, "step": done})
-        if folder is not None and (last or (config.save_every and done % config.save_every == 0)):
-            _require_finite(model, after, done)
-            elapsed = time.perf_counter() - began
-            so_far: dict[str, Any] = {
-                "step": done,
-                "tokens": tokens,
-                "seconds": elapsed,
-                "before": before,
-                "after": after,
-            }
-            so_far["loss_scale"] = scale.value, scale.calm
-            save_checkpoint(folder / CHECKPOINT, model, optimizer, fixed, so_far)
-    optimizer.zero_grad()
-    elapsed = time.perf_counter() - began
-    peak = most_on_card or peak_memory()  # a GPU's own where there is one
-    return {"before": before, "after": after, "tokens": tokens, "seconds": elapsed, "peak_memory": peak}
+def due(done: int, every: int, steps: int) -> bool:
+    """Whether something happens after this step: every so many steps (0: never), and always after the last."""
+    return done == steps or (every > 0 and done % every == 0)

@@ -1,37 +1,56 @@
-"""What to say when a loss, a gradient or a weight stops being a number."""
+"""What to say when a training step fails: what is not finite, what has no gradient, and what fills a GPU's memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from tinyllm.backend import random
+from tinyllm.backend.device import backend
 from tinyllm.backend.table import of
 from tinyllm.data.batches import Batch
 from tinyllm.models import DecoderModel
 from tinyllm.names import few
 from tinyllm.nn import Module
+from tinyllm.optim import AdamW
 from tinyllm.tensor import Parameter, no_grad
+from tinyllm.train.loop import NonFiniteLoss
 
 
-class NonFiniteLoss(RuntimeError):
-    """A loss, gradient or weight stopped being a number; the message says in which layer and step."""
+@contextmanager
+def in_words(model: DecoderModel, optimizer: AdamW, batches: list[Batch], step: int) -> Iterator[None]:
+    """Around the gradients of a step: what is not finite, or does not fit, is told in words.
+
+    Raises
+    ------
+    NonFiniteLoss
+        For the block's own, with the layer and the step.
+    MemoryError
+        For CuPy's, with what was held.
+    """
+    position = random.default.state
+    try:
+        with np.errstate(all="ignore"), explaining_out_of_memory(model, optimizer):
+            yield
+    except NonFiniteLoss:
+        raise NonFiniteLoss(explain_non_finite(model, batches, position, step)) from None
 
 
-def _require_gradients(model: Module) -> None:
+def require_gradients(model: Module) -> None:
     """Every trainable parameter must have taken part in the first step (A's gradient is zero then, but it is there)."""
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if without:
         raise RuntimeError(
-            f"after the first step these trainable parameters have no gradient: {few(without)}; freeze "
-            "them or make the loss depend on them"
+            f"after the first step these trainable parameters have no gradient: {few(without)}; freeze them or make "
+            "the loss depend on them"
         )
 
 
-def _require_finite(model: Module, held_out_loss: float | None, step: int) -> None:
+def require_finite(model: Module, held_out_loss: float | None, step: int) -> None:
     """What the last update broke is neither logged nor saved."""
     name = _first_non_finite((name, p) for name, p in model.named_parameters() if p.requires_grad)
     if name is not None:
@@ -49,35 +68,102 @@ def _first_non_finite(weights: Iterable[tuple[str, Parameter]]) -> str | None:
 
 
 def explain_non_finite(model: DecoderModel, batches: list[Batch], position: tuple[int, int], step: int) -> str:
-    """Run the step again and watch every layer, so that a run without trouble pays nothing for the explanation."""
+    """Run the step again and watch every layer, so that a run without trouble pays nothing for the explanation.
+
+    Parameters
+    ----------
+    model : DecoderModel
+        With the gradients of the step.
+    batches : list of Batch
+    position : tuple of int
+        The generator's before the step, so that dropout's masks are the same.
+    step : int
+        Counted from 0.
+    """
     name = _first_non_finite(model.named_parameters())
     if name is not None:
-        said = "lower the learning rate or check the checkpoint"
-        return f"step {step + 1}: the weight {name} holds non-finite numbers; {said}"
+        advice = "lower the learning rate or check the checkpoint"
+        return f"step {step + 1}: the weight {name} holds non-finite numbers; {advice}"
     random.default.restore(position)
-    paths = {id(module): path for path, module in model.named_modules()}
-    found: list[str] = []
-    plain = Module.__call__
-
-    def watching(self: Module, *args: Any, **kwargs: Any) -> Any:
-        y = plain(self, *args, **kwargs)
-        if not found and hasattr(y, "numpy") and not np.isfinite(y.numpy()).all():
-            found.append(paths.get(id(self), type(self).__name__))
-        return y
-
-    Module.__call__ = watching  # type: ignore[method-assign]
-    try:
-        with no_grad(), np.errstate(all="ignore"):
-            for batch in batches:
-                model.hidden(batch.ids, batch.segment_ids)
-    finally:
-        Module.__call__ = plain  # type: ignore[method-assign]
-    where = found[0] if found else None
-    if where is None:
-        bad = [
-            name
-            for name, p in model.named_parameters()
-            if p.grad is not None and not of(p.grad).xp.isfinite(p.grad).all()
-        ]
-        where = f"the gradient of {bad[0]}" if bad else "the loss"
+    with watching_outputs(model) as outputs, no_grad(), np.errstate(all="ignore"):
+        for batch in batches:
+            model.hidden(batch.ids, batch.segment_ids)
+    gradients = [
+        f"the gradient of {name}"
+        for name, p in model.named_parameters()
+        if p.grad is not None and not of(p.grad).xp.isfinite(p.grad).all()
+    ]
+    where = [*outputs, *gradients, "the loss"][0]
     return f"step {step + 1}: not finite, first in {where}; lower the learning rate, and look at that step's data"
+
+
+@contextmanager
+def watching_outputs(model: Module) -> Iterator[list[str]]:
+    """Within the block, the yielded list gets the path of each layer whose output is not finite, in order.
+
+    A layer's ``forward`` is shadowed by an attribute of its own: other models, in other threads too, are not watched.
+    """
+    paths: list[str] = []
+    layers = {id(layer): (path, layer) for path, layer in model.named_modules()}  # a shared one is watched once
+
+    def watched(path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*args: Any, **kwargs: Any) -> Any:
+            y = forward(*args, **kwargs)
+            if not paths and hasattr(y, "numpy") and not np.isfinite(y.numpy()).all():
+                paths.append(path or type(model).__name__)
+            return y
+
+        return watching
+
+    shadows = [(layer, vars(layer).get("forward")) for _, layer in layers.values()]  # somebody else's, or None
+    try:
+        for path, layer in layers.values():
+            layer.forward = watched(path, layer.forward)  # type: ignore[method-assign]
+        yield paths
+    finally:
+        for layer, shadow in shadows:
+            vars(layer).pop("forward", None)
+            if shadow is not None:
+                layer.forward = shadow  # type: ignore[method-assign]
+
+
+@contextmanager
+def explaining_out_of_memory(model: Module, optimizer: AdamW) -> Iterator[None]:
+    """Turn CuPy's error into one sentence: what was held, and what to lower.
+
+    Raises
+    ------
+    MemoryError
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # its class cannot be named without CuPy
+            raise
+        used = backend().xp.get_default_memory_pool().used_bytes()
+        raise MemoryError(f"the GPU's memory is full: {_remedy(holdings(model, optimizer), used)}") from None
+
+
+def holdings(model: Module, optimizer: AdamW) -> dict[str, int]:
+    """Bytes by what they are for."""
+    frozen = [w for _, w in model.named_weights() if not w.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    moments = [array for pair in optimizer.moments.values() for array in pair]
+    return {
+        "the frozen base": sum((w.data if isinstance(w, Parameter) else w).nbytes for w in frozen),
+        "trained weights": sum(w.data.nbytes for w in trained),
+        "their gradients": sum(w.grad.nbytes for w in trained if w.grad is not None),
+        "optimiser state": sum(a.nbytes for a in moments),
+    }
+
+
+def _remedy(sizes: dict[str, int], used: int) -> str:
+    """The sizes, and what to do about the largest."""
+    sizes = {**sizes, "activations": max(0, used - sum(sizes.values()))}
+    largest = max(sizes, key=lambda name: sizes[name])
+    listed = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in sizes.items())
+    advice = {
+        "the frozen base": "keep it in fewer bits (--method qlora, or storage='nf4')",
+        "activations": "use a smaller batch or shorter sequences, or turn checkpointing on",
+    }
+    return f"{listed}; {advice.get(largest, 'train less of the model, with a smaller rank or fewer target modules')}"

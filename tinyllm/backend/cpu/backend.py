@@ -16,7 +16,7 @@ class CPU(Backend):
     """A backend whose work is shared among threads; see `threads.py`."""
 
     def pieces(self, n: int, each: int = 0, most: int = 0, unit: int = 1, even: bool = False) -> list[slice]:
-        longest = max(unit, (most // each if each else n) // unit * unit)
+        longest = max(unit, most // each // unit * unit) if each else max(unit, -(-n // unit) * unit)
         return deal(n, unit, longest) if even else cut(n, longest)
 
     def share(self, work: Callable[[Any], None], pieces: Sequence[Any]) -> None:

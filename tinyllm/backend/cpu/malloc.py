@@ -15,10 +15,10 @@ NEVER = -1
 
 
 def keep_freed_memory() -> None:
-    """Have what is freed kept for the next arrays, for the rest of this process; `train` calls it.
+    """Have what is freed kept for the next arrays, for the rest of this process; the commands that train call it.
 
-    Its peak stays what it was, but of arrays below 32 MiB it holds the most there were at once until it ends. Outside
-    glibc (macOS, Windows, musl) this does nothing.
+    The library never does: the process is its caller's. The peak stays what it was, but of arrays below 32 MiB it
+    holds the most there were at once until it ends. Outside glibc (macOS, Windows, musl) this does nothing.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):

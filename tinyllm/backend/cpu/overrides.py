@@ -23,7 +23,7 @@ from tinyllm.backend.table import of
 
 SPECIFICATION = specification()
 OVERRIDES: dict[str, Callable] = {}
-PIECE = 1 << 17  # numbers of an array in a piece: few for the cache, and so many that threads seldom meet at the GIL
+PIECE = 1 << 17  # numbers of an array in a piece: they fit the cache, and the interpreter's lock is seldom asked for
 WORTH = 1 << 19  # numbers from which on an array is cut: waking a thread takes about 50 µs
 WORTH_A_PRODUCT = 1 << 23  # multiplications, the same for matrix products
 ALIGNED = 32  # columns or rows: pieces of a product begin at multiples of what BLAS computes at once ...

@@ -1,6 +1,6 @@
 """Adapters as files, in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-The fields of the first are in `adapter_config.py`, the names of the second's arrays in `adapter_keys.py`.
+The fields of the first are in `config.py`, the names of the second's arrays in `keys.py`.
 PEFT lets a file with wrong names pass with a warning, and the model then answers as if untrained; here it is an error.
 """
 

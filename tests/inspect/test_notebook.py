@@ -1,0 +1,83 @@
+"""In a notebook `kept` is a table and the graph a picture; both are still what they print."""
+
+from __future__ import annotations
+
+from html import unescape
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+import tinyllm
+from tinyllm import nn
+from tinyllm.inspect.kept import Kept, Row
+from tinyllm.models import DecoderModel
+
+IDS = np.arange(6).reshape(1, 6)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return DecoderModel(vocab_size=11, hidden_size=8, num_layers=1, num_heads=2, seed=0)
+
+
+class Cells(HTMLParser):
+    """The texts of the cells, a list a row; fails at a tag that a table does not have."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        assert tag in ("table", "caption", "thead", "tbody", "tfoot", "tr", "td", "th") and not attrs
+        if tag == "tr":
+            self.rows.append([])
+        self.cell = tag in ("td", "th")
+        if self.cell:
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.cell:
+            self.rows[-1][-1] += data
+
+    def handle_endtag(self, tag):
+        self.cell = False
+
+
+def test_the_table_of_kept_has_every_row_and_both_sums(model):
+    found = tinyllm.kept(model.loss(IDS, IDS), model)
+    rows = Cells(found._repr_html_()).rows
+    cells = [[r.operation, r.name, str(r.shape), r.dtype, f"{r.bytes:,}"] for r in [*found, *found.owned]]
+    assert [row for row in rows if row[0] not in ("operation", "total")] == cells
+    sums = [row[-1] for row in rows if row[0] == "total"]
+    assert sums == [f"{found.total:,}", f"{sum(row.bytes for row in found.owned):,}"]
+    assert [row[-1] for row in map(str.split, str(found).splitlines()) if row[:1] == ["total"]] == sums
+
+
+def test_names_in_the_table_are_text():
+    nasty = "<script>alert('&')</script>"
+    html = Kept([Row(nasty, nasty, (1,), nasty, 4)], [Row("a", nasty, (1,), "nf4", 4)])._repr_html_()
+    assert "<script>" not in html and html.count("&lt;script&gt;") == 4
+    assert unescape(Cells(html).rows[1][1]) == nasty
+
+
+def test_nothing_kept_is_a_table_too():
+    assert Cells(tinyllm.kept(tinyllm.Tensor([1.0]))._repr_html_()).rows[-1] == ["total", "", "", "", "0"]
+
+
+def test_the_graph_is_a_picture_and_a_string(model, tmp_path):
+    picture = tinyllm.graph_svg(model.loss(IDS, IDS), model, tmp_path / "graph.svg")
+    assert isinstance(picture, str) and type(picture._repr_svg_()) is str
+    assert picture == picture._repr_svg_() == (tmp_path / "graph.svg").read_text(encoding="utf-8")
+    assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_weight_that_looks_into_a_file_has_its_own_shape():
+    layer = nn.Linear(4, 3, bias=False)
+    layer.weight.data = np.frombuffer(bytes(48), np.float32).reshape(3, 4)
+    x = tinyllm.Tensor(np.ones((2, 4), np.float32), requires_grad=True)
+    (row,) = tinyllm.kept(layer(x), layer).owned
+    assert (row.name, row.shape, row.bytes) == ("weight", (3, 4), 48)
