@@ -130,7 +130,7 @@ def test_a_replaced_rms_norm_gets_its_own_input_back():
     x = Tensor(np.array([[1.0, -2.0, 3.0]]), requires_grad=True)
     with tinyllm.use(rms_norm=theirs, rms_norm_backward=theirs_backward):
         F.rms_norm(x, Tensor(np.array([0.5, 2.0, 1.0]))).backward(np.ones((1, 3)))
-    assert given["x"] is x.data and np.array_equal(x.grad, [[1.5, 3.0, 2.0]])
+    assert np.shares_memory(given["x"], x.data) and np.array_equal(x.grad, [[1.5, 3.0, 2.0]])
 
 
 @given(arrays(1, 3), st.integers(-20, 20))
@@ -455,3 +455,90 @@ def test_chunks_of_the_head_are_even_and_as_few_as_can_be(rows, classes):
     assert 1 <= height <= most and -(-rows // height) == -(-rows // most)
     last = rows - height * (-(-rows // height) - 1)
     assert 1 <= last <= height
+
+
+# ------------------------------------------------------------------------------- what fits only by accident is refused
+
+
+def ones(*shape, dtype=np.float64):
+    return Tensor(np.ones(shape, dtype), requires_grad=True)
+
+
+QKV = (1, 2, 4, 2)
+MISFITS = {
+    "silu_mul": (lambda: F.silu_mul(ones(2, 3), ones(3)), r"up has shape \(3,\), but \(2, 3\) is needed"),
+    "rms_norm": (lambda: F.rms_norm(ones(2, 3), ones(1)), r"weight has shape \(1,\), but \(3,\)"),
+    "layer_norm, weight": (lambda: F.layer_norm(ones(2, 3), ones(1, 3), ones(3)), r"weight has shape \(1, 3\)"),
+    "layer_norm, bias": (lambda: F.layer_norm(ones(2, 3), ones(3), ones(1)), r"bias has shape \(1,\)"),
+    "linear": (lambda: F.linear(ones(2, 3), ones(4, 3), ones(1)), r"bias has shape \(1,\), but \(4,\)"),
+    "rope, time": (lambda: F.rope(ones(*QKV), *np.ones((2, 1, 1, 1, 1))), r"cos has shape \(1, 1, 1, 1\)"),
+    "rope, batch": (lambda: F.rope(ones(*QKV), *np.ones((2, 3, 1, 4, 1))), r"cos has shape \(3, 1, 4, 1\)"),
+    "rope, odd": (lambda: F.rope(ones(1, 1, 4, 3), *np.ones((2, 1, 1, 4, 1))), "3 is odd"),
+    "attention, n": (lambda: F.attention(ones(1, 2, 4, 3), ones(*QKV), ones(*QKV)), "multiple of the key heads"),
+    "attention, batch": (lambda: F.attention(ones(2, 2, 4, 2), ones(*QKV), ones(*QKV)), "multiple of the key heads"),
+    "starts, shape": (
+        lambda: F.attention(*[ones(*QKV)] * 3, np.zeros(4, int)),
+        r"starts has shape \(4,\), but \(1, 4\)",
+    ),
+    "starts, rows": (lambda: F.attention(*[ones(*QKV)] * 3, np.zeros((2, 4), int)), r"starts has shape \(2, 4\)"),
+    "starts, late": (lambda: F.attention(*[ones(*QKV)] * 3, [[0, 0, 3, 0]]), "behind its own query"),
+    "starts, early": (lambda: F.attention(*[ones(*QKV)] * 3, [[0, 0, -1, 0]]), "below 0"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_shapes_that_would_broadcast_by_accident_are_refused(name):
+    f, words = MISFITS[name]
+    with pytest.raises(ValueError, match=words):
+        f()
+
+
+def test_starts_are_integers_up_to_the_query_itself():
+    q = ones(*QKV)
+    with pytest.raises(TypeError, match="starts must be integers, not float64"):
+        F.attention(q, q, q, np.zeros((1, 4)))
+    own = F.attention(q, q, Tensor(normal(*QKV)), [[0, 1, 2, 3]]).data
+    np.testing.assert_array_equal(own, normal(*QKV))  # each sees itself alone
+    assert F.attention(ones(1, 2, 2, 2), q, q, [[2, 3]]).shape == (1, 2, 2, 2)  # the last two of four positions
+
+
+@pytest.mark.parametrize("rows, targets", [((3, 4), (1,)), ((2, 3, 4), (3, 2)), ((2, 4), (3,)), ((2, 4), (2, 1))])
+def test_targets_have_the_shape_of_the_rows(rows, targets):
+    for loss in (F.cross_entropy, lambda x, t: head.linear_cross_entropy(x, ones(5, x.shape[-1]), t)):
+        with pytest.raises(ValueError, match=r"targets has shape .* is needed"):
+            loss(ones(*rows), np.ones(targets, int))
+
+
+def test_targets_may_be_a_tensor():
+    x = ones(2, 4)
+    assert F.cross_entropy(x, Tensor(np.array([1, 2]))).item() == F.cross_entropy(x, [1, 2]).item()
+
+
+MIXED = {
+    "silu_mul": lambda a, b: F.silu_mul(a(2, 3), b(2, 3)),
+    "rms_norm": lambda a, b: F.rms_norm(a(2, 3), b(3)),
+    "layer_norm, weight": lambda a, b: F.layer_norm(a(2, 3), b(3), a(3)),
+    "layer_norm, bias": lambda a, b: F.layer_norm(a(2, 3), a(3), b(3)),
+    "linear, weight": lambda a, b: F.linear(a(2, 3), b(4, 3)),
+    "linear, bias": lambda a, b: F.linear(a(2, 3), a(4, 3), b(4)),
+    "attention, k": lambda a, b: F.attention(a(*QKV), b(*QKV), a(*QKV)),
+    "attention, v": lambda a, b: F.attention(a(*QKV), a(*QKV), b(*QKV)),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("first", DTYPES)
+def test_two_dtypes_in_one_function_are_an_error(name, first):
+    second = np.float64 if first == np.float32 else np.float32
+    a, b = (lambda *shape, dtype=dtype: ones(*shape, dtype=dtype) for dtype in (first, second))
+    with pytest.raises(TypeError, match=rf"{name.split(',')[0]}: .*convert (one )?with .astype"):
+        MIXED[name](a, b)
+
+
+def test_float32_gains_stand_beside_half_precision_and_nothing_wider():
+    half, single, double = (lambda *shape, dtype=dtype: ones(*shape, dtype=dtype) for dtype in ("f2", "f4", "f8"))
+    assert F.rms_norm(half(2, 3), single(3)).dtype == F.linear(half(2, 3), single(4, 3), single(4)).dtype == np.float16
+    assert F.layer_norm(half(2, 3), single(3), single(3)).dtype == np.float16
+    for f in (lambda: F.rms_norm(half(2, 3), double(3)), lambda: F.rms_norm(single(2, 3), half(3))):
+        with pytest.raises(TypeError, match="rms_norm: the tensors are"):
+            f()

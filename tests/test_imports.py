@@ -18,6 +18,7 @@ ORDER = [
     ["assets"],
     ["names"],
     ["backend"],
+    ["autograd"],
     ["tensor"],
     ["ops"],
     ["frozen"],

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllm.names import few, nearest
+from tinyllm.backend.names import few, nearest
 from tinyllm.nn import Linear
 
 words = st.text("abcdefghij", min_size=1, max_size=8)

@@ -221,6 +221,31 @@ def test_lora_plus_trains_b_faster_and_only_what_trains_is_there():
     AdamW(groups)
 
 
+@pytest.mark.parametrize(
+    "params, words",
+    [
+        (Parameter(np.ones(3)), "not one Parameter: put it in"),
+        ({"params": [Parameter(np.ones(3))]}, "not one dict: put it in"),
+        ([{"params": Parameter(np.ones(3))}], "a list of parameters, not one alone"),
+        ([("weight", Parameter(np.ones(3)))], "not a pair of name and parameter"),
+        ([1, 2], "not a int"),
+        ([np.ones(3)], "not a ndarray"),
+        ([{"params": []}, Parameter(np.ones(3))], "groups alone or parameters alone"),
+        ([{"parameters": []}], 'a dict with "params"'),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_parameters_is_refused_in_one_sentence(params, words):
+    with pytest.raises(TypeError, match=words):
+        AdamW(params)
+
+
+def test_a_group_may_be_a_generator_and_stays_the_callers():
+    p = Parameter(np.ones(3))
+    group = {"params": iter([p])}
+    assert AdamW([group]).groups[0]["params"] == [p] and "lr" not in group
+
+
 def test_a_frozen_model_has_nothing_to_train():
     model = DecoderModel(20, 16, 1, 2)
     model.requires_grad_(False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import itertools
+import pickle
+import threading
 import types
 import weakref
 
@@ -13,6 +16,7 @@ import pytest
 
 from tinyllm import functional as F
 from tinyllm import ops
+from tinyllm.autograd import Node, _topological
 from tinyllm.backend import random
 from tinyllm.backend.table import Backend
 from tinyllm.frozen import Weight
@@ -26,10 +30,8 @@ from tinyllm.models import DecoderModel
 from tinyllm.models.head import linear_cross_entropy
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import (
-    Node,
     Parameter,
     Tensor,
-    _topological,
     checkpoint,
     enable_grad,
     is_grad_enabled,
@@ -71,9 +73,21 @@ CASES = {
     "tanh": (ops.tanh, [X], ["y"]),
     "sigmoid": (ops.sigmoid, [X], ["y"]),
     "sqrt": (ops.sqrt, [positive(2, 3)], ["y"]),
+    "power by a tensor": (ops.power, [positive(2, 3), (3,)], ["0 1", "0 y"]),
+    "power of a number": (lambda p: ops.power(2.0, p), [X], ["y number"]),
+    "abs": (ops.abs, [X], ["0"]),
+    "square": (ops.square, [X], ["0"]),
+    "expm1": (ops.expm1, [X], ["y"]),
+    "log1p": (ops.log1p, [positive(2, 3)], ["0"]),
+    "sin": (ops.sin, [X], ["0"]),
+    "cos": (ops.cos, [X], ["0"]),
     "where": (lambda a, b: ops.where(MASK, a, b), [X, (3,)], [MASK.nbytes, MASK.nbytes]),
     "maximum": (ops.maximum, [X, (2, 1)], ["0 1", "0 1"]),
+    "minimum": (ops.minimum, [X, (2, 1)], ["0 1", "0 1"]),
+    "clip": (lambda a: ops.clip(a, -0.5, 0.5), [X], ["0 bounds"]),
     "matmul": (ops.matmul, [(2, 4, 3), (3, 5)], ["1", "0"]),
+    "matmul of vectors": (ops.matmul, [(3,), (3,)], ["1", "0"]),
+    "einsum": (lambda a, b: ops.einsum("bij,jk->bk", a, b), [(2, 4, 3), (3, 5)], ["1", "0"]),
     "reshape": (lambda a: ops.reshape(a, 3, 2), [X], [""]),
     "transpose": (lambda a: ops.transpose(a, 2, 0, 1), [(2, 3, 4)], [""]),
     "swapaxes": (lambda a: ops.swapaxes(a, 0, 1), [X], [""]),
@@ -84,6 +98,15 @@ CASES = {
     "sum": (lambda a: ops.sum(a, axis=1), [X], [""]),
     "mean": (lambda a: ops.mean(a, axis=0, keepdims=True), [X], [""]),
     "max": (lambda a: ops.max(a, axis=1), [X], ["0 y"]),
+    "min": (lambda a: ops.min(a, axis=1), [X], ["0 y"]),
+    "var": (lambda a: ops.var(a, axis=1), [X], ["0"]),
+    "std": (lambda a: ops.std(a, axis=1), [X], ["0 y"]),
+    "prod": (lambda a: ops.prod(a, axis=1), [X], ["0"]),
+    "cumsum": (lambda a: ops.cumsum(a, axis=1), [X], [""]),
+    "squeeze": (lambda a: ops.squeeze(a, 1), [(2, 1, 3)], [""]),
+    "expand_dims": (lambda a: ops.expand_dims(a, 1), [X], [""]),
+    "flip": (lambda a: ops.flip(a, 1), [X], [""]),
+    "stack": (lambda a, b: ops.stack([a, b], axis=1), [X, X], ["", ""]),
     "astype": (lambda a: ops.astype(a, np.float64), [X], [""]),
     "softmax": (F.softmax, [X], ["y"]),
     "log_softmax": (F.log_softmax, [X], ["y"]),
@@ -109,13 +132,16 @@ CASES = {
 }
 EXTRA = {
     "inverse": 2 * 8,
+    "number": 8,
+    "bounds": 2 * 8,
     "mean": 2 * 8,
     "targets": TARGETS.nbytes,
     "lse": 4 * 8,
     "half": HALF.nbytes,
     "nf4": NF4.nbytes,
 }
-HELPERS = {"unbroadcast", "pair", "count_live", "live_targets", "check_targets"}
+HELPERS = {"pair", "alike", "is_number", "floats", "compare", "axis_of"}
+HELPERS |= {"count_live", "live_targets", "check_targets", "check_dtypes", "check_shape"}
 every_operation = pytest.mark.parametrize("name", CASES)
 
 
@@ -141,7 +167,7 @@ def rules_behind(y):
 def test_every_operation_stands_in_the_table():
     public = {
         name
-        for module in (ops, F)
+        for module in (ops.arithmetic, ops.shapes, ops.reductions, ops.products, F)
         for name, thing in vars(module).items()
         if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
     }
@@ -458,6 +484,159 @@ def test_a_rule_over_a_tuple_is_told_who_needs_a_gradient():
     y.backward()
     assert asked == [(True, False, True)]
     assert a.grad == 1 and b.grad is None and c.grad == 2
+
+
+# 7b. What a rule returns is looked at where it arrives
+
+
+def rule_that_returns(value):
+    a = Tensor(np.ones((2, 3)), requires_grad=True)
+    return a, op(np.ones((2, 3)), (a, lambda g: value))
+
+
+WRONG = {
+    "None": (None, TypeError, r"nothing \(None\)"),
+    "a list": ([[1.0] * 3] * 2, TypeError, "a list"),
+    "a number": (1.0, TypeError, "a float"),
+    "a Tensor": (Tensor(np.ones((2, 3))), TypeError, r"a Tensor of shape \(2, 3\)"),
+    "a row": (np.ones(3), ValueError, r"shape \(3,\)"),
+    "turned": (np.ones((3, 2)), ValueError, r"shape \(3, 2\)"),
+    "one number": (np.float64(1), ValueError, r"shape \(\)"),
+    "float32": (np.ones((2, 3), np.float32), TypeError, "dtype float32"),
+    "integers": (np.ones((2, 3), int), TypeError, "dtype int64"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_rule_that_returns_no_gradient_of_its_input_is_named(name):
+    value, error, words = WRONG[name]
+    a, y = rule_that_returns(value)
+    with pytest.raises(
+        error, match=rf"the rule of rule_that_returns made .*{words}.*of shape \(2, 3\) and dtype float64"
+    ):
+        (y * 2.0).backward(np.ones((2, 3)))
+    assert a.grad is None
+
+
+@pytest.mark.parametrize("value", [None, np.ones(3), [np.ones(3)] * 2, (np.ones(3),), (np.ones(3),) * 3], ids=str)
+def test_a_rule_over_a_tuple_returns_a_tuple_as_long(value):
+    a, b = Tensor(np.ones(3), requires_grad=True), Tensor(np.ones(3), requires_grad=True)
+    with pytest.raises(TypeError, match="the rule of .* made .*, not a tuple of 2 arrays"):
+        op(np.ones(3), ((a, b), lambda g, needs: value)).backward(np.ones(3))
+    with pytest.raises(TypeError, match=r"made nothing \(None\) as the gradient"):
+        op(np.ones(3), ((a, b), lambda g, needs: (g, None))).backward(np.ones(3))
+
+
+def test_a_wrong_rule_in_the_middle_of_a_graph_is_named_too():
+    x = Tensor(np.ones(3), requires_grad=True)
+    middle = x * 2.0
+    with pytest.raises(ValueError, match="the rule of test_a_wrong_rule.* shape"):
+        op(np.ones(3), (middle, lambda g: g[:2])).backward(np.ones(3))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (1, 3), (1, 1), (), (1, 1, 1), (2, 1, 3)])
+def test_a_gradient_is_summed_where_its_input_was_broadcast(shape):
+    g = normal(4, 2, 2, 3)
+    for make in (lambda a: a, lambda a: a * 1.0):  # a leaf, a result
+        a = Tensor(np.ones(shape), requires_grad=True)
+        op(np.zeros((4, 2, 2, 3)), (make(a), lambda g: g)).backward(g)
+        summed = np.zeros(shape)
+        for i in np.ndindex(g.shape):
+            summed[tuple(j if n > 1 else 0 for j, n in zip(i[4 - len(shape) :], shape, strict=True))] += g[i]
+        assert a.grad.shape == shape
+        np.testing.assert_allclose(a.grad, summed, rtol=0, atol=64 * EPS * np.abs(g).sum())
+
+
+def test_float32_beside_half_precision_gets_a_gradient_of_its_own_dtype():
+    x, w = Tensor(np.ones((2, 3), np.float16), requires_grad=True), Parameter(np.ones((4, 3), np.float32))
+    gain, bias = Parameter(np.ones(4, np.float32)), Parameter(np.zeros(4, np.float32))
+    F.rms_norm(F.linear(x, w, bias), gain).sum().backward()
+    assert x.grad.dtype == np.float16 and {p.grad.dtype.name for p in (w, gain, bias)} == {"float32"}
+
+
+def test_a_leaf_whose_array_was_replaced_meanwhile_gets_what_fits_or_a_sentence():
+    x = Parameter(np.ones(3, np.float16))
+    y = x * 2.0
+    x.data = np.ones(3, np.float32)
+    y.backward(np.ones(3))
+    assert x.grad.dtype == np.float32
+    y = Parameter(np.ones(3))
+    z = y * 2.0
+    y.data = np.ones(4)
+    with pytest.raises(ValueError, match=r"shape \(3,\).*of shape \(4,\)"):
+        z.backward(np.ones(3))
+
+
+# 7c. A leaf is itself, and so is its copy
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_of_a_leaf_is_a_leaf_of_its_own(how):
+    x = Parameter(normal(3))
+    x.grad = np.ones(3)
+    twin = COPIES[how](x)
+    assert type(twin) is Parameter and twin.requires_grad and twin.node is not x.node
+    assert (twin.data is x.data) == (how == "copy") and np.array_equal(twin.data, x.data)
+    assert np.array_equal(twin.grad, x.grad)
+    x.grad = twin.grad = None
+    (twin * 2.0).sum().backward()
+    assert x.grad is None and (twin.grad == 2).all()
+    (x * 3.0).sum().backward()
+    assert (x.grad == 3).all() and (twin.grad == 2).all()
+    frozen = COPIES[how](Tensor(normal(3)))
+    assert not frozen.requires_grad and frozen.grad is None
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_the_history_of_a_result_cannot_be_copied(how):
+    y = Parameter(normal(3)) * 2.0
+    with pytest.raises(RuntimeError, match="cannot be copied.*detach"):
+        COPIES[how](y)
+    assert np.array_equal(COPIES[how](y.detach()).data, y.data)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copied_model_trains_itself(how):
+    model = apply_lora(DecoderModel(vocab_size=11, hidden_size=8, num_layers=1, num_heads=2), rank=2, verbose=False)
+    twin, ids = COPIES[how](model), np.arange(6).reshape(1, 6)
+    assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in model.parameters()]
+    twin.loss(ids, ids).backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in twin.parameters())
+    assert len(list(twin.parameters())) == len(list(model.parameters()))  # tied weights stay tied
+
+
+# 7d. Recording is a thread's own business
+
+
+def test_no_grad_holds_for_its_own_thread():
+    x = Tensor(normal(3), requires_grad=True)
+    inside, go_on, seen = threading.Event(), threading.Event(), {}
+
+    def silent():
+        with no_grad():
+            inside.set()
+            go_on.wait(10)
+            seen["silent"] = (x * 2.0).requires_grad, is_grad_enabled()
+
+    thread = threading.Thread(target=silent)
+    thread.start()
+    assert inside.wait(10)
+    assert (x * 2.0).requires_grad and is_grad_enabled() and wants_grad(x)
+    with no_grad():
+        another = threading.Thread(target=lambda: seen.update(another=(x * 2.0).requires_grad))
+        another.start()
+        another.join()
+    go_on.set()
+    thread.join()
+    assert seen == {"silent": (False, False), "another": True}
 
 
 # 8. float64 on request, and gradients that are right

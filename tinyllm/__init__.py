@@ -2,13 +2,13 @@
 
 The book, to be read in this order (a test holds that every file of it stands here once):
 
- 0  backend     backend/table.py, backend/random.py, backend/half.py, backend/nf4.py, backend/primitives.py,
-                backend/device.py, backend/torch_sum.py, backend/double_quant.py
- 1  autograd    tensor.py
- 2  operations  ops.py
+ 0  backend     backend/names.py, backend/table.py, backend/random.py, backend/half.py, backend/nf4.py,
+                backend/primitives.py, backend/device.py, backend/torch_sum.py, backend/double_quant.py
+ 1  autograd    autograd.py, tensor.py
+ 2  operations  ops/arithmetic.py, ops/shapes.py, ops/reductions.py, ops/products.py
  3  frozen      frozen/weight.py, frozen/dense.py, frozen/finite.py, frozen/half.py, frozen/nf4.py
  4  functions   functional.py
- 5  layers      names.py, nn/tree.py, nn/module.py, nn/layers.py
+ 5  layers      nn/tree.py, nn/module.py, nn/layers.py
  6  decoder     models/config.py, models/cache.py, models/positions.py, models/head.py, models/build.py,
                 models/decoder.py
  7  LoRA        lora/config.py, lora/layer.py, lora/dora.py, lora/saved.py, lora/adapted.py, lora/targets.py,

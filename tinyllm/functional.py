@@ -18,6 +18,26 @@ from tinyllm.tensor import Tensor, op
 IGNORE = -100  # the label of a position that shall not count, as in PyTorch
 
 
+def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
+    """Tensors beside x have its dtype, as in arithmetic; only float32 may stand beside half precision.
+
+    Raises
+    ------
+    TypeError
+        If they have not.
+    """
+    for other in others:
+        mixed = isinstance(other, Tensor) and other.dtype != x.dtype
+        if mixed and not (x.dtype.itemsize == 2 and other.dtype == np.float32):
+            raise TypeError(f"{operation}: the tensors are {x.dtype} and {other.dtype}; convert one with .astype()")
+
+
+def check_shape(operation: str, name: str, array: Any, shape: tuple[int, ...]) -> None:
+    """ValueError unless the array has this shape: what broadcasts by accident is refused."""
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{operation}: {name} has shape {tuple(array.shape)}, but {shape} is needed")
+
+
 def softmax(x: Tensor) -> Tensor:
     """e^x / sum e^x over the last axis; x (..., n)."""
     be = of(x.data)
@@ -51,7 +71,10 @@ def silu(x: Tensor) -> Tensor:
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, the middle of SwiGLU; keeps its two inputs and nothing else."""
+    """silu(gate) * up, the middle of SwiGLU; keeps its two inputs and nothing else. Equal shapes and dtypes."""
+    check_shape("silu_mul", "up", up, gate.shape)
+    if gate.dtype != up.dtype:
+        raise TypeError(f"silu_mul: the tensors are {gate.dtype} and {up.dtype}; convert one with .astype()")
     be, a, b = of(gate.data), gate.data, up.data
     return op(be.silu_mul(a, b), ((gate, up), lambda g, needs: be.silu_mul_backward(g, a, b)))
 
@@ -63,6 +86,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     gain is 0; not on a GPU, which would have to be asked whether one is; and not from a replacement, whose formula may
     be another.
     """
+    check_dtypes("rms_norm", x, weight)
+    check_shape("rms_norm", "weight", weight, x.shape[-1:])
     be, a, w = of(x.data), x.data, weight.data
     y, inverse = be.rms_norm(a, w, eps)
     n = a.shape[-1]
@@ -81,6 +106,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; x (..., n), weight and bias (n,)."""
+    check_dtypes("layer_norm", x, weight, bias)
+    check_shape("layer_norm", "weight", weight, x.shape[-1:])
+    check_shape("layer_norm", "bias", bias, x.shape[-1:])
     be, a, w = of(x.data), x.data, weight.data
     y, mean, inverse = be.layer_norm(a, w, bias.data, eps)
     n = a.shape[-1]
@@ -94,6 +122,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
 
 def rope(x: Tensor, cos: Any, sin: Any) -> Tensor:
     """Rotary positions; x (batch, heads, time, n), the arrays cos and sin (batch or 1, 1, time, n/2)."""
+    for name, table in (("cos", cos), ("sin", sin)):
+        batch = len(x.data) if len(table) > 1 else 1
+        check_shape("rope", name, table, (batch, 1, x.shape[2], x.shape[3] // 2))
+    if x.shape[3] % 2:
+        raise ValueError(f"rope turns pairs of channels, and {x.shape[3]} is odd")
     be = of(x.data)
     return op(be.rope(x.data, cos, sin), (x, lambda g: be.rope(g, cos, -sin)))
 
@@ -114,19 +147,38 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Any = None, scale: float 
     Raises
     ------
     ValueError
-        If heads is not a multiple of kv_heads or there are more queries than keys.
+        If heads is not a multiple of kv_heads, there are more queries than keys, or a start is not where it may be (on
+        the host: a GPU is not asked).
+    TypeError
+        If the tensors have several dtypes.
     """
-    if q.shape[1] % k.shape[1] or k.shape != v.shape or q.shape[2] > k.shape[2]:
+    fits = q.ndim == k.ndim == 4 and q.shape[::3] == k.shape[::3] and k.shape == v.shape
+    if not fits or q.shape[1] % k.shape[1] or q.shape[2] > k.shape[2]:
         raise ValueError(
             f"attention: q {q.shape}, k {k.shape}, v {v.shape}: heads must be a multiple of the key heads, k and v "
             "alike, and no more queries than keys"
         )
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"attention: q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; convert with .astype()")
+    if starts is not None:
+        starts = _checked_starts(starts, q, k)
     be, a, b, c = of(q.data), q.data, k.data, v.data
     scale = 1 / math.sqrt(a.shape[-1]) if scale is None else float(scale)  # a NumPy float64 would widen q
     return op(
         be.attention(a, b, c, scale, starts),
         ((q, k, v), lambda g, needs: be.attention_backward(g, a, b, c, scale, starts)),
     )
+
+
+def _checked_starts(starts: Any, q: Tensor, k: Tensor) -> Any:
+    starts = starts if hasattr(starts, "dtype") else np.asarray(starts)
+    batch, time, past = len(q), q.shape[2], k.shape[2] - q.shape[2]
+    check_shape("attention", "starts", starts, (batch, time))
+    if starts.dtype.kind not in "iu":
+        raise TypeError(f"attention: starts must be integers, not {starts.dtype}")
+    if isinstance(starts, np.ndarray) and ((starts < 0) | (starts > np.arange(past, past + time))).any():
+        raise ValueError("attention: a start is below 0 or behind its own query, which then would see no key at all")
+    return starts
 
 
 def embedding(weight: Tensor | Weight, ids: Any) -> Tensor:
@@ -170,6 +222,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
         If the sizes do not fit.
     """
     be, shape, (n_out, n_in), kept_as = of(x.data), x.shape, weight.shape, weight.dtype
+    check_dtypes("linear", x, weight, bias)
     if shape[-1] != n_in:
         raise ValueError(f"linear: the input has {shape[-1]} features, the weight {weight.shape} takes {n_in}")
     w = stored(weight).computing_in(x.dtype)
@@ -180,6 +233,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
         (weight, lambda g: be.matmul(g.reshape(-1, n_out).T, rows).astype(kept_as, copy=False)),
     ]
     if bias is not None:
+        check_shape("linear", "bias", bias, (n_out,))
         y += bias.data
         edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
     return op(y, *edges)
@@ -196,13 +250,13 @@ def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     Raises
     ------
     ValueError
-        If every target is -100, or one is outside the classes.
+        If the targets' shape is not the rows', every target is -100, or one is outside the classes.
     TypeError
         If the targets are no integers.
     """
     be, shape = of(logits.data), logits.shape
     rows = logits.data.reshape(-1, shape[-1])
-    labels, n = live_targets(be.xp, targets, shape[-1])
+    labels, n = live_targets(be.xp, targets, shape)
     losses, lse = be.cross_entropy(rows, labels)
 
     def cross_entropy_rule(g: Any) -> Any:
@@ -212,10 +266,12 @@ def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     return op(losses.sum() / n, (logits, cross_entropy_rule))
 
 
-def live_targets(xp: Any, targets: Any, classes: int) -> tuple[Any, int]:
-    """The labels, flat, where `xp` computes, and how many count; they are looked at where they are: on the host."""
-    labels = (targets if hasattr(targets, "dtype") else np.asarray(targets)).reshape(-1)
-    check_targets(labels, classes)
+def live_targets(xp: Any, targets: Any, shape: tuple[int, ...]) -> tuple[Any, int]:
+    """The labels of logits of `shape`, flat, where `xp` computes, and how many count; looked at where they are."""
+    targets = targets.data if isinstance(targets, Tensor) else targets
+    labels = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    check_shape("cross_entropy", "targets", labels, tuple(shape[:-1]))
+    labels = check_targets(labels.reshape(-1), shape[-1])
     return xp.asarray(labels), count_live(labels)
 
 

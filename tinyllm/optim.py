@@ -11,7 +11,7 @@ from tinyllm.backend.device import read
 from tinyllm.backend.table import of
 from tinyllm.lora.layer import Adapter
 from tinyllm.nn import Module
-from tinyllm.tensor import Parameter
+from tinyllm.tensor import Parameter, Tensor
 
 
 class AdamW:
@@ -29,6 +29,8 @@ class AdamW:
     ------
     ValueError
         If there is nothing to train, a parameter appears twice, or a number is out of range.
+    TypeError
+        If `params` is one parameter alone, or holds something else than parameters or groups of them.
     """
 
     def __init__(
@@ -39,12 +41,19 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ):
+        if isinstance(params, Tensor | dict):
+            raise TypeError(
+                f"AdamW takes a list of parameters or groups, not one {type(params).__name__}: put it in []"
+            )
         given = list(params)
         if not given:
             raise ValueError("there is nothing to train: the list of parameters is empty; was everything frozen?")
         groups = given if isinstance(given[0], dict) else [{"params": given}]
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.groups: list[dict[str, Any]] = [{**defaults, **group, "params": list(group["params"])} for group in groups]
+        lists = [_parameters(group) for group in groups]
+        self.groups: list[dict[str, Any]] = [
+            {**defaults, **group, "params": params} for group, params in zip(groups, lists, strict=True)
+        ]
         for group in self.groups:
             group["initial_lr"] = group["lr"]
             numbers = all(0 <= group[name] < math.inf for name in ("lr", "eps", "weight_decay"))  # NaN is not either
@@ -136,6 +145,19 @@ class AdamW:
         nbytes = sum(m.nbytes + v.nbytes for m, v in self.moments.values())
         last = f"  {total:,} numbers train; {max(self.steps.values(), default=0)} steps, moments {nbytes:,} bytes"
         return "\n".join([f"{type(self).__name__}(", *lines, last, ")"])
+
+
+def _parameters(group: Any) -> list[Parameter]:
+    if not isinstance(group, dict) or "params" not in group:
+        raise TypeError('a group is a dict with "params"; give AdamW groups alone or parameters alone')
+    if isinstance(group["params"], Tensor):
+        raise TypeError("the params of a group are a list of parameters, not one alone: put it in []")
+    params = list(group["params"])
+    for p in params:
+        if not isinstance(p, Tensor):
+            what = "a pair of name and parameter" if isinstance(p, tuple) else f"a {type(p).__name__}"
+            raise TypeError(f"AdamW takes parameters, as model.parameters() gives them, not {what}")
+    return params
 
 
 def _without_params(group: dict[str, Any]) -> dict[str, Any]:

@@ -1,37 +1,33 @@
-"""The whole autograd: an operation is its value and one gradient rule an input.
+"""Tensors: an operation is its value and one gradient rule an input.
 
     def mul(a, b):
         x, y = a.data, b.data
         return op(x * y, (a, lambda g: g * y), (b, lambda g: g * x))
 
 `op` keeps a rule only if recording is on and that input needs a gradient. So what a rule *names* is what is kept for
-backward, and a frozen weight costs nothing.
+backward, and a frozen weight costs nothing. Where an operation broadcast an input, the walk sums what its rule returns.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyllm.autograd import UNUSED, Node, walk
 from tinyllm.backend import random
 from tinyllm.backend.table import of
 
-
-class Node:
-    """A place in the graph. It links nodes, never tensors, so an array lives only as long as somebody names it."""
-
-    __slots__ = ("edges", "leaf", "__weakref__")
-
-    def __init__(self, edges: list | None, leaf: Tensor | None = None):
-        self.edges = edges  # [(node or tuple of nodes, rule)]; None once used
-        self.leaf = None if leaf is None else weakref.ref(leaf)
+if TYPE_CHECKING:  # the operators stand in the next chapter, which gives them to Tensor
+    from tinyllm.ops import Operators
+else:
+    Operators = object
 
 
-class Tensor:
+class Tensor(Operators):
     """An array that can remember how it was computed.
 
     Parameters
@@ -49,13 +45,12 @@ class Tensor:
     """
 
     __slots__ = ("data", "grad", "node", "__weakref__")
-    data: Any
     __array_ufunc__ = None  # array * tensor is the tensor's business, not NumPy's
 
     def __init__(self, data: Any, requires_grad: bool = False):
         if type(data) is not np.ndarray:  # what operations give is one; the rest is looked at more closely
             data = _array(data)
-        self.data = data
+        self.data: Any = data
         self.grad: Any = None
         self.node: Node | None = None
         if requires_grad:
@@ -72,7 +67,7 @@ class Tensor:
             raise RuntimeError("requires_grad can be set on leaves only; this tensor is the result of an operation")
         if wanted and self.data.dtype.kind != "f" and self.data.dtype.name != "bfloat16":
             raise TypeError(f"only floating tensors can have gradients, not {self.data.dtype}")
-        self.node = (self.node or Node([], leaf=self)) if wanted else None
+        self.node = (self.node or Node([], self.data, leaf=self)) if wanted else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,6 +92,19 @@ class Tensor:
         """The one number in this tensor, as a Python number."""
         return self.data.item()
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __getstate__(self) -> tuple:
+        """What copy, deepcopy and pickle take along; a copy is a leaf of its own."""
+        if self.node is not None and self.node.leaf is None:
+            raise RuntimeError("the result of an operation cannot be copied, since its history cannot; use .detach()")
+        return self.data, self.grad, self.requires_grad
+
+    def __setstate__(self, state: tuple) -> None:
+        self.data, self.grad, wanted = state
+        self.node = Node([], self.data, leaf=self) if wanted else None
+
     def numpy(self) -> np.ndarray:
         """The array on the host."""
         return self.data.get() if hasattr(self.data, "get") else self.data
@@ -111,45 +119,17 @@ class Tensor:
 
     def __repr__(self) -> str:
         body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", threshold=20, precision=4)
-        return f"{type(self).__name__}({body}, shape={self.shape}, dtype={self.dtype.name}" + (
-            ", requires_grad=True)" if self.requires_grad else ")"
-        )
-
-    if TYPE_CHECKING:  # attached by ops.py
-
-        def __add__(self, other: Any) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __pow__(self, exponent: float) -> Tensor: ...
-        def __neg__(self) -> Tensor: ...
-        def __getitem__(self, index: Any) -> Tensor: ...
-        def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
-        def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
-        def max(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
-        def reshape(self, *shape: Any) -> Tensor: ...
-        def transpose(self, *axes: Any) -> Tensor: ...
-        def swapaxes(self, a: int, b: int) -> Tensor: ...
-        def exp(self) -> Tensor: ...
-        def log(self) -> Tensor: ...
-        def tanh(self) -> Tensor: ...
-        def sigmoid(self) -> Tensor: ...
-        def sqrt(self) -> Tensor: ...
-        def astype(self, dtype: Any) -> Tensor: ...
-        @property
-        def T(self) -> Tensor: ...
+        trains = ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({body}, shape={self.shape}, dtype={self.dtype.name}{trains})"
 
 
 def _array(data: Any) -> Any:
     if isinstance(data, Tensor):
         return data.data
     if not hasattr(data, "dtype"):
-        data = np.asarray(data)
+        kind, data = type(data).__name__, np.asarray(data)
+        if data.dtype.kind not in "biuf":
+            raise TypeError(f"a tensor is made of numbers, not of {kind}")
         return data.astype(np.float32) if data.dtype == np.float64 else data
     return data if hasattr(data, "__array_function__") and not isinstance(data, np.generic) else np.asarray(data)
 
@@ -164,21 +144,21 @@ class Parameter(Tensor):
 
 
 RECORD, TRACE, OFF = "record", "trace", "off"
-_mode = RECORD
+_mode: ContextVar[str] = ContextVar("mode", default=RECORD)  # each thread has its own
 
 
 @contextmanager
 def _recording(mode: str) -> Iterator[None]:
-    global _mode
-    before, _mode = _mode, mode
+    before = _mode.get()
+    _mode.set(mode)
     try:
         yield
     finally:
-        _mode = before
+        _mode.set(before)
 
 
 def no_grad() -> AbstractContextManager[None]:
-    """A ``with`` block in which nothing is recorded and nothing is kept."""
+    """A ``with`` block in which this thread records nothing and keeps nothing."""
     return _recording(OFF)
 
 
@@ -189,7 +169,7 @@ def enable_grad() -> AbstractContextManager[None]:
 
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded."""
-    return _mode is RECORD
+    return _mode.get() is RECORD
 
 
 def op(value: Any, *edges: tuple[Any, Callable]) -> Tensor:
@@ -197,12 +177,12 @@ def op(value: Any, *edges: tuple[Any, Callable]) -> Tensor:
 
     Parameters
     ----------
-    value : array
-        Already computed.
-    *edges : (Tensor, rule) or (tuple of Tensor, rule)
-        ``rule(g)`` maps the gradient of the result (an array like `value`) to the gradient of that input. A rule over
-        a tuple is called as ``rule(g, needs)`` with one bool an input and returns a tuple (None where not needed). A
-        rule returns `g` itself, a view of it or a fresh array; it writes into nothing it was given.
+    value : array, already computed
+    *edges : (Tensor, rule) or (tuple of several Tensors, rule)
+        ``rule(g)`` maps the gradient of the result (an array like `value`) to the gradient of that input, in the
+        input's shape or in one it was broadcast to. A rule over several inputs is called as ``rule(g, needs)`` with
+        one bool an input and returns a tuple (anything where not needed). A rule returns `g` itself, a view of it or a
+        fresh array; it writes into nothing it was given.
 
     Returns
     -------
@@ -210,26 +190,26 @@ def op(value: Any, *edges: tuple[Any, Callable]) -> Tensor:
         It links to the inputs' nodes only if something among them needs a gradient.
     """
     out = Tensor(value)
-    if _mode is OFF:
+    mode = _mode.get()
+    if mode is OFF:
         return out
     kept: list = []
     for source, rule in edges:
         if type(source) is tuple:
-            nodes = tuple(x.node for x in source)
-            if any(node is not None for node in nodes):
+            nodes = tuple([x.node for x in source])
+            if any(nodes):
                 kept.append((nodes, rule))
         elif source.node is not None:
-            kept.append((source.node, rule))
+            kept.append(((source.node,), rule))
     if kept:
         # TRACE asks only *whether* a gradient would flow (see `checkpoint`), so nothing is kept.
-        out.node = Node(kept if _mode is RECORD else [])
+        out.node = Node(kept if mode is RECORD else [], out.data)
     return out
 
 
 def wants_grad(*tensors: Any) -> bool:
-    """Whether an operation on these tensors would be recorded. For the one operation (the fused head) that computes
-    its gradient in the forward pass."""
-    return _mode is RECORD and any(t.node is not None for t in tensors)
+    """Whether an operation on these would be recorded; for the fused head, which computes its gradient forward."""
+    return _mode.get() is RECORD and any(t.node is not None for t in tensors)
 
 
 def backward(y: Tensor, grad: Any = None) -> None:
@@ -266,88 +246,7 @@ def backward(y: Tensor, grad: Any = None) -> None:
         raise ValueError(f"grad has shape {grad.shape}, but the tensor has {y.shape}")
 
     with be.hold():
-        _walk(y.node, grad)
-
-
-def _walk(root: Node, grad: Any) -> None:
-    order = _topological(root)
-    gradients: dict[Node, list] = {root: [grad, False]}  # node -> [array, made by the engine?]
-    while order:
-        node = order.pop()
-        entry = gradients.pop(node, None)
-        if node.leaf is not None:
-            if entry is not None:
-                _deliver(node, *entry)
-            continue
-        edges, node.edges = node.edges, None
-        if entry is None:
-            continue
-        if edges is None:  # it was there when this walk began
-            raise RuntimeError(
-                "this graph was already used by a checkpointed function that names a tensor from outside; make that "
-                "tensor one of the checkpoint's inputs and run the forward again"
-            )
-        g = entry[0]
-        for source, rule in edges:
-            if type(source) is tuple:
-                parts = rule(g, tuple(s is not None for s in source))
-                for s, part in zip(source, parts, strict=True):
-                    if s is not None and part is not None:  # a checkpointed function may not use an input
-                        _accumulate(gradients, s, part, g)
-            else:
-                _accumulate(gradients, source, rule(g), g)
-        del g, entry, edges
-
-
-def _topological(root: Node) -> list[Node]:
-    """Nodes so that each stands after everything it was computed from; iterative, so depth is no limit."""
-    order: list[Node] = []
-    seen = {root}
-    stack = [(root, iter(_inputs(root)))]
-    while stack:
-        node, inputs = stack[-1]
-        for source in inputs:
-            if source not in seen:
-                seen.add(source)
-                stack.append((source, iter(_inputs(source))))
-                break
-        else:
-            order.append(node)
-            stack.pop()
-    return order
-
-
-def _inputs(node: Node) -> list[Node]:
-    if node.edges is None:
-        raise RuntimeError("this graph was already used by a backward(); run the forward again")
-    found: list[Node] = []
-    for source, _ in node.edges:
-        if type(source) is tuple:
-            found += [s for s in source if s is not None]
-        else:
-            found.append(source)
-    return found
-
-
-def _accumulate(gradients: dict[Node, list], node: Node, new: Any, g: Any) -> None:
-    entry = gradients.get(node)
-    if entry is None:
-        # Fresh arrays may be handed on; g and views of it are shared with other edges.
-        gradients[node] = [new, new is not g and new.base is None]
-    elif entry[1]:
-        entry[0] += new
-    else:
-        gradients[node] = [entry[0] + new, True]
-
-
-def _deliver(node: Node, g: Any, ours: bool) -> None:
-    leaf = node.leaf() if node.leaf is not None else None
-    if leaf is None:
-        return
-    if leaf.grad is None:
-        leaf.grad = of(leaf.data).xp.asarray(g if ours else g.copy())  # a full reduction gives a scalar
-    else:
-        leaf.grad += g
+        walk(y.node, grad)
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -373,27 +272,28 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     TypeError
         If `function` returns anything else.
     """
-    start = random.default.state
-    with _recording(TRACE if _mode is RECORD else _mode):
+    start, mode = random.default.state, _mode.get()
+    with _recording(TRACE if mode is RECORD else mode):
         y = function(*inputs)
     if not isinstance(y, Tensor):
         raise TypeError(f"a checkpointed function must return one Tensor, not {type(y).__name__}")
-    if _mode is not RECORD or y.node is None:
+    if mode is not RECORD or y.node is None:
         return y
-    arrays = [x.data for x in inputs]
+    arrays, wanted = [x.data for x in inputs], [x.requires_grad for x in inputs]
 
-    def checkpoint_rule(g: Any, needs: Sequence[bool]) -> tuple:
+    def checkpoint_rule(g: Any, needs: Sequence[bool] = ()) -> Any:
         after = random.default.state
         random.default.restore(start)
-        again = [Tensor(x, requires_grad=need) for x, need in zip(arrays, needs, strict=True)]
+        again = [Tensor(x, requires_grad=need) for x, need in zip(arrays, wanted, strict=True)]
         try:
             with enable_grad():
                 result = function(*again)
         finally:
             random.default.restore(after)
         backward(result, g)
-        return tuple(x.grad for x in again)
+        parts = tuple(UNUSED if x.grad is None else x.grad for x in again)
+        return parts if len(parts) != 1 else parts[0]
 
     out = Tensor(y.data)
-    out.node = Node([(tuple(x.node for x in inputs), checkpoint_rule)])
+    out.node = Node([(tuple(x.node for x in inputs), checkpoint_rule)], out.data)
     return out

@@ -95,6 +95,7 @@ EMPTY = [
 @pytest.mark.parametrize("argv", EMPTY, ids=" ".join)
 def test_an_empty_value_is_not_taken_for_none(argv, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(VERBS[argv[0]], "run", lambda args: pytest.fail("it ran"))
     with pytest.raises(SystemExit) as end:
         main(argv)
     out, error = capsys.readouterr()

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, processors
 
 from tinyllm.cli import main
 from tinyllm.data import IGNORE, load_text
-from tinyllm.data.chat import ROLES
+from tinyllm.data.messages import ROLES
 from tinyllm.data.tokenizer import Tokenizer
 
 jinja2 = pytest.importorskip("jinja2", reason="not run: jinja2 is not installed")

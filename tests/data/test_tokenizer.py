@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tinyllm import assets
+from tinyllm.data.pieces import may_be_cut
 from tinyllm.data.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
@@ -205,20 +206,20 @@ SPACED = merges_white_space()
 @given(st.lists(scraps, max_size=40).map("".join), st.integers(1, 9))
 def test_a_long_text_in_pieces_is_the_text_whole(text, piece):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinyllm.data.tokenizer.PIECE", piece)
+        patch.setattr("tinyllm.data.pieces.PIECE", piece)
         for tokenizer in (EMBEDDED, SPACED):
             assert tokenizer.encode(text) == tokenizer._inner.encode(text, add_special_tokens=False).ids
 
 
 def test_the_embedded_text_in_many_pieces(monkeypatch):
-    monkeypatch.setattr("tinyllm.data.tokenizer.PIECE", 10)
+    monkeypatch.setattr("tinyllm.data.pieces.PIECE", 10)
     text = assets.path("jargon.txt").read_text(encoding="utf-8")
-    assert EMBEDDED._parts_at_lines
+    assert may_be_cut(EMBEDDED._inner)
     assert EMBEDDED.encode(text) == EMBEDDED._inner.encode(text, add_special_tokens=False).ids
 
 
 def test_only_where_nothing_looks_across_the_cut_is_a_text_encoded_in_pieces():
-    assert TOKENIZER._parts_at_lines
+    assert may_be_cut(TOKENIZER._inner)
     spaced = train_bpe()
     spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     composed = train_bpe()
@@ -227,7 +228,7 @@ def test_only_where_nothing_looks_across_the_cut_is_a_text_encoded_in_pieces():
     other = train_bpe()
     other.pre_tokenizer = pre_tokenizers.Metaspace()
     for inner in (spaced, composed, greedy, other):
-        assert not Tokenizer(inner)._parts_at_lines
+        assert not may_be_cut(inner)
 
 
 def test_bad_files(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.train.runs import CONFIG, loader, make, snapshot, start
+from tinyllm.data import IGNORE, Example, Loader
 from tinyllm.train import NonFiniteLoss, TrainConfig, evaluate, fit, train
 from tinyllm.train import loop as module
 from tinyllm.train.loop import Observer
@@ -55,6 +56,16 @@ def test_nothing_to_train_is_said():
         train(make().requires_grad_(False), loader(), None, TrainConfig(steps=1))
     with pytest.raises(ValueError, match="no schedule 'cosin'"):
         train(make(), loader(), None, TrainConfig(steps=20, warmup=0, schedule="cosin"))
+
+
+def test_a_token_beyond_the_model_is_said_before_the_first_step():
+    steps: list[dict] = []
+    for rows in (Example([1, 99], [99, IGNORE]), Example([1, 2], [99, IGNORE])):
+        far = Loader([*loader().dataset, rows], 1, 16)
+        for learned, held_out in ((far, None), (loader(), far)):
+            with pytest.raises(ValueError, match="has the token id 99, and the model has .* tokens"):
+                train(make(), learned, held_out, TrainConfig(steps=5), report=steps.append)
+    assert not steps
 
 
 def test_lora_trains_nothing_but_the_adapter():

@@ -2,7 +2,7 @@
 
 `table.py` has the Backend and `use`, `primitives.py` the functions, `random.py` the generator, `nf4.py` the packing of
 four-bit weights, `device.py` what to say when there is no GPU. `cpu/` has how cores share the functions, `cuda/` the
-kernels, `ghost.py` arrays without content.
+kernels, `ghost/` arrays without content.
 """
 
 from __future__ import annotations

@@ -160,6 +160,15 @@ class Loader:
             batch.segment_ids[i, : len(row)] = row.segment_ids
         return batch
 
+    def refuse_beyond(self, vocab_size: int) -> None:
+        """Raise a ValueError if a row has a token that a model of `vocab_size` tokens does not have."""
+        largest = max(int(max(row.ids.max(), row.labels.max())) for row in self.rows)
+        if largest >= vocab_size:
+            raise ValueError(
+                f"the data has the token id {largest}, and the model has {vocab_size:,} tokens, 0 to {vocab_size - 1}: "
+                "use the tokenizer that belongs to the model; load_text(..., vocab_size=...) names the text"
+            )
+
     def fingerprint(self) -> str:
         """A hash of every row: equal only if ids, labels and segments are, whatever files they were read from."""
         digest = hashlib.blake2b(digest_size=16)

@@ -1,4 +1,4 @@
-"""Conversations as text: the plain form, a checkpoint's chat template, and which part of it the assistant writes.
+"""Conversations as a checkpoint's chat template writes them, and which part of that the assistant writes.
 
 Only what a model must write itself is learned: an answer, with the marker that ends the turn; never the header before
 it. There are three ways to find that part. *Sentinels* in place of the answers are found in every text, but say nothing
@@ -16,65 +16,14 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["ROLES", "ChatTemplate", "check_messages", "plain_chat"]
+from tinyllm.data.messages import Segments
 
-ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 THINKING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names, as transformers has it
 SENTINEL = "tinyllmanswer"  # letters alone: survives trimming and JSON
-Segments = list[tuple[str, bool]]
-
-
-def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """The messages as plain dictionaries with a string as their content.
-
-    Raises
-    ------
-    ValueError
-        If there are none, or one has no or an unknown role, calls a tool, or has content other than text.
-    """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError('"messages" must be a list of {"role", "content"} objects with at least one in it')
-    checked = []
-    for number, message in enumerate(messages, 1):
-        if isinstance(message, Mapping) and (message.get("tool_calls") or message.get("role") == "tool"):
-            raise ValueError(
-                f'message {number} is a tool call, which is not supported: write the conversation as {{"prompt", '
-                '"completion"} with the markers spelled out'
-            )
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise ValueError(f'message {number} must be an object with "role" and "content"')
-        if not isinstance(message["role"], str) or message["role"] not in ROLES:
-            raise ValueError(f"message {number} has the unknown role {message['role']!r}: use {', '.join(ROLES)}")
-        content = message["content"]
-        if isinstance(content, list) and all(isinstance(part, Mapping) for part in content) and content:
-            texts = [part.get("text") for part in content if part.get("type") == "text"]
-            if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f'"content" of message {number} has parts other than text: leave those out')
-            content = "".join(map(str, texts))
-        if not isinstance(content, str):
-            kind = type(content).__name__
-            raise ValueError(f'"content" of message {number} must be a string, not {kind}: write it as plain text')
-        others = {str(key): value for key, value in message.items() if isinstance(value, (str, bool, int, float))}
-        checked.append({**others, "content": content})
-    return checked
-
-
-def plain_chat(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> Segments:
-    """The form for tokenizers without a template; see `Tokenizer.apply_chat`."""
-    segments: Segments = []
-    context = ""
-    for message in messages:
-        context += ROLES[message["role"]] + ":"
-        if message["role"] == "assistant":
-            segments += [(context, False), (" " + message["content"], True)]
-            context = "\n"
-        else:
-            context += f" {message['content']}\n"
-    if add_generation_prompt:
-        context += ROLES["assistant"] + ":"
-    if context.strip():
-        segments.append((context, False))
-    return segments
+NEVER_ENDS = (
+    "the chat template writes no token that ends an answer, so the model does not learn to stop (end of text is put "
+    "only after an answer that ends its conversation): have it write eos_token after each answer"
+)
 
 
 class ChatTemplate:
@@ -108,8 +57,8 @@ class ChatTemplate:
         except ImportError as error:
             raise ImportError(
                 "this tokenizer has a chat template, which takes jinja2 3.1.6 or later to render "
-                f'({error}): pip install "tinyllm-engine[chat]", or set tokenizer.chat_template = None for the plain '
-                "User:/Assistant: form"
+                f'({error}): pip install "tinyllm-engine[chat]", or leave the template out: tokenizer.chat_template = '
+                "None, --template none"
             ) from error
         if len(source) > sandbox.SOURCE:
             raise ValueError(f"the chat template has {len(source):,} characters, more than {sandbox.SOURCE:,}")
@@ -143,18 +92,22 @@ class ChatTemplate:
         except Exception as error:  # a template can raise anything
             raise ValueError(_said(error)) from error
 
-    def segments(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> Segments:
+    def segments(
+        self, messages: Sequence[Mapping[str, Any]], learned: Sequence[bool], add_generation_prompt: bool = False
+    ) -> Segments:
         """The rendered conversation in pieces, and whether each is learned; joined they are what `render` returns.
 
-        With a generation prompt, all of it is a prompt and nothing is learned.
+        With a generation prompt, all of it is a prompt and nothing is learned; otherwise what the assistant writes in
+        the messages that are to be `learned`.
         """
         text, spans = self.render(messages, add_generation_prompt)
         if add_generation_prompt:
             return [(text, False)]
         if spans:
+            spans = _chosen(spans, [on for message, on in zip(messages, learned, strict=True) if _is_answer(message)])
             self._note_unended(text, spans)
-        elif any(message["role"] == "assistant" for message in messages):
-            spans = self._answers(messages, text)
+        elif any(learned):
+            spans = self._spans(messages, learned, text)
         segments: Segments = []
         done = 0
         for start, end in spans:
@@ -172,10 +125,21 @@ class ChatTemplate:
         found = self._unit(text.rpartition(SENTINEL)[2])
         return found[1] if found else None
 
-    def _answers(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, int]]:
+    @functools.cached_property
+    def markers(self) -> tuple[str, ...]:
+        """The unsplittable texts that the template writes around a question."""
+        try:
+            text, _ = self.render([{"role": "user", "content": SENTINEL}], add_generation_prompt=True)
+        except ValueError:
+            return ()
+        return tuple(unit for unit in self._units if unit in text)
+
+    def _spans(
+        self, messages: Sequence[Mapping[str, Any]], learned: Sequence[bool], text: str
+    ) -> list[tuple[int, int]]:
         spans, rewritten, turns = [], 0, 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
+        for i, wanted in enumerate(learned):
+            if not wanted:
                 continue
             turns += 1
             if i == 0:
@@ -187,6 +151,8 @@ class ChatTemplate:
             else:
                 rewritten += 1
         if turns == 1 and not rewritten and not spans:
+            if sum(map(_is_answer, messages)) > 1:  # its keys leave the others unlearned
+                return []
             raise ValueError("the only answer begins the conversation, and nothing asks for it: put a question first")
         if not spans:
             raise ValueError(
@@ -231,7 +197,9 @@ class ChatTemplate:
             )
         answer = whole[len(prompt) :]
         unit = self._unit(tail)
-        if unit is None and tail.strip():
+        if unit is None and not tail.strip():
+            self._note(NEVER_ENDS)
+        elif unit is None:
             self._note(
                 f"the chat template ends an answer with {_short(tail)}, no token of this vocabulary: the model "
                 "learns to write it piece by piece, but generation cannot stop at it; use the tokenizer that belongs "
@@ -249,15 +217,36 @@ class ChatTemplate:
 
     def _note_unended(self, text: str, spans: Sequence[tuple[int, int]]) -> None:
         marker = self.end_marker
-        if marker and any(text[end:].startswith(marker) for _, end in spans):
-            self._note(
-                f"the template's {{% generation %}} ends before the end marker {marker}, so the model does not learn "
-                "to stop: move {% endgeneration %} behind it"
-            )
+        for start, end in spans:
+            if any(text[start:end].rstrip().endswith(unit) for unit in self._units):
+                continue
+            if marker and text[end:].lstrip().startswith(marker):
+                self._note(
+                    f"the template's {{% generation %}} ends before the end marker {marker}, so the model does not "
+                    "learn to stop: move {% endgeneration %} behind it"
+                )
+            else:
+                self._note(NEVER_ENDS)
 
     def _note(self, note: str) -> None:
         if not any(note.split("(")[0] == other.split("(")[0] for other in self.notes):
             self.notes.append(note)
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    return bool(message["role"] == "assistant")
+
+
+def _chosen(spans: list[tuple[int, int]], learned: Sequence[bool]) -> list[tuple[int, int]]:
+    """Of the spans inside ``{% generation %}``, one an answer, those of answers that are to be learned."""
+    if all(learned):
+        return spans
+    if len(spans) != len(learned):
+        raise ValueError(
+            f"the chat template has {len(spans)} {{% generation %}} blocks for {len(learned)} answers, so which of "
+            "them is not to be learned cannot be told: remove that answer, or its key"
+        )
+    return [span for span, wanted in zip(spans, learned, strict=True) if wanted]
 
 
 def _with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,14 +62,20 @@ class Dataset(Sequence[Example]):
         Whether they are consecutive pieces of one text, rather than separate records.
     truncated, dropped : int
         Examples that lost some of their live labels to ``max_seq_len``, and those that had none left.
+    masked : int
+        Answers that their own keys (``"weight": 0``) keep from being learned.
+    forms : tuple of str
+        How the records became texts: "conversations are written in the tokenizer's chat template".
     notes : tuple of str
-        What the chat template left open: one sentence each.
+        What the user should know about them: one sentence each.
     """
 
     examples: tuple[Example, ...]
     plain: bool = False
     truncated: int = 0
     dropped: int = 0
+    masked: int = 0
+    forms: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -90,6 +96,8 @@ class Dataset(Sequence[Example]):
             line += f"; {self.truncated} truncated"
         if self.dropped:
             line += f"; {self.dropped} dropped with nothing left to learn"
+        if self.masked:
+            line += f"; {self.masked} answers not learned, as their keys ask"
         return line
 
 
@@ -129,7 +137,9 @@ def fit(examples: Sequence[Example], max_seq_len: int | None) -> Dataset:
     )
 
 
-def split(examples: Sequence[Example], fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+def split(
+    examples: Sequence[Example], fraction: float, seed: int = 0, max_seq_len: int | None = None
+) -> tuple[Dataset, Dataset]:
     """Part the examples into those to train on and those held out.
 
     Of a running text the tail is held out, cut at a token (a window may be parted), so that nothing held out stands
@@ -142,6 +152,8 @@ def split(examples: Sequence[Example], fraction: float, seed: int = 0) -> tuple[
     fraction : float
         How much to hold out, 0 <= fraction < 1; if not 0, at least one example (or position) lands on either side.
     seed : int
+    max_seq_len : int, optional
+        Cut records to this length first (see `fit`), so that none is held out that has nothing left to measure.
 
     Returns
     -------
@@ -156,11 +168,16 @@ def split(examples: Sequence[Example], fraction: float, seed: int = 0) -> tuple[
     data = examples if isinstance(examples, Dataset) else Dataset(tuple(examples))
     if not 0 <= fraction < 1:
         raise ValueError(f"the held-out fraction must be at least 0 and below 1, not {fraction}: try 0.1")
+    if max_seq_len is not None and not data.plain:
+        data = fit(data, max_seq_len)
     total = sum(map(len, data)) if data.plain else len(data)
     count = 0
     if fraction > 0:
         if total < 2:
-            raise ValueError("there is too little data to hold some out: add more, or hold out 0")
+            left = (
+                f" ({total} left of {total + data.dropped}, the others have nothing to learn)" if data.dropped else ""
+            )
+            raise ValueError(f"there is too little data to hold some out{left}: add more, or hold out 0")
         count = min(max(round(total * fraction), 1), total - 1)
     train: list[Example] = []
     rest: list[Example] = []

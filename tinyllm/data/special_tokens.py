@@ -1,7 +1,8 @@
-"""What the files beside a tokenizer.json say: special tokens and the chat template."""
+"""A tokenizer's special tokens and chat template: what the files beside tokenizer.json say, and what follows."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,80 @@ def default_template(template: Any) -> str | None:
             )
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def spelled(token: Any) -> str | None:
+    """A token as a configuration gives it: a string, or an AddedToken written out."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
+
+
+def find(inner: Any, config: Mapping[str, Any], name: str) -> int | None:
+    """The id of the "eos", "bos" or "pad" token of a tokenizer of the `tokenizers` library, or None.
+
+    Raises
+    ------
+    ValueError
+        If the configuration names a token that the vocabulary does not have.
+    """
+    token = spelled(config.get(f"{name}_token"))
+    if token is not None:
+        id: int | None = inner.token_to_id(token)
+        if id is not None:
+            return id
+        if name != "pad":  # padding is masked by length here, so a missing pad token harms nobody
+            raise ValueError(
+                f"the configuration names {token!r} as {name}_token, which tokenizer.json does not have: "
+                "correct tokenizer_config.json or use the tokenizer.json that belongs to it"
+            )
+    id = config.get(f"{name}_token_id")
+    if isinstance(id, list) and id:
+        id = id[0]
+    if isinstance(id, int) and id >= 0 and inner.id_to_token(id) is not None:
+        return id
+    special = {added.content: i for i, added in inner.get_added_tokens_decoder().items() if added.special}
+    return next((special[usual] for usual in USUAL[name] if usual in special), None)
+
+
+def make_units(inner: Any, config: Mapping[str, Any], eos_id: int | None) -> None:
+    """Have no text change the special tokens that the configuration names, as in transformers, nor the end of text."""
+    named = [spelled(config.get(f"{name}_token")) for name in NAMES]
+    ids = {id for token in named if token is not None and (id := inner.token_to_id(token)) is not None}
+    ids |= set() if eos_id is None else {eos_id}
+    missing = ids - inner.get_added_tokens_decoder().keys()
+    if missing:
+        inner.add_special_tokens([inner.id_to_token(id) for id in sorted(missing)])
+
+
+def beginning(inner: Any, config: Mapping[str, Any], bos_id: int | None) -> tuple[int, ...]:
+    """What is put before a text: what the tokenizer's own post-processor puts, with or without `bos_id` as configured.
+
+    Programs differ in which of the two they follow, so a post-processor that does otherwise than ``add_bos_token`` says
+    is replaced: a tokenizer that is saved from here begins texts in one way everywhere.
+    """
+    own, added = _put_before(inner), config.get("add_bos_token")
+    if added is None or bos_id is None or bool(added) == (bos_id in own):
+        return own
+    begin = (bos_id, *own) if added else tuple(id for id in own if id != bos_id)
+    from tokenizers import processors
+
+    old = json.loads(inner.to_str())["post_processor"] or {}
+    steps: list[Any] = [
+        processors.ByteLevel(trim_offsets=step["trim_offsets"])
+        for step in old.get("processors", [old])
+        if step.get("type") == "ByteLevel"
+    ]
+    if begin:
+        tokens = [(inner.id_to_token(id), id) for id in begin]
+        single = [token for token, _ in tokens]
+        steps.append(processors.TemplateProcessing(single=[*single, "$A"], special_tokens=tokens))
+    inner.post_processor = processors.Sequence(steps)
+    return begin
+
+
+def _put_before(inner: Any) -> tuple[int, ...]:
+    encoding = inner.encode("a", add_special_tokens=True)
+    special = encoding.special_tokens_mask
+    if not any(special):
+        return ()
+    return tuple(encoding.ids[: special.index(0) if 0 in special else 1])  # a vocabulary may have no "a"

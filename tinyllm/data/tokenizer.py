@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.chat import ChatTemplate, check_messages, plain_chat
-from tinyllm.data.special_tokens import NAMES, USUAL, default_template, read_config
+from tinyllm.data import labels, pieces
+from tinyllm.data.chat import ChatTemplate
+from tinyllm.data.messages import check_messages, plain_chat
+from tinyllm.data.special_tokens import NAMES, beginning, default_template, find, make_units, read_config, spelled
 from tinyllm.formats.atomic import write_text
 
 __all__ = ["Tokenizer"]
-
-PIECE = 1 << 16  # characters encoded at once where that changes nothing: `tokenizers` keeps about 200 bytes a token
 
 
 class Tokenizer:
@@ -37,9 +37,11 @@ class Tokenizer:
     ----------
     eos_id, bos_id, pad_id : int or None
         End of text, beginning of text, padding; None where the tokenizer has no such token.
+    begin_ids : tuple of int
+        What texts for this model start with: `bos_id` or nothing as `add_bos_token` says, or else what the tokenizer's
+        own post-processor puts there. `encode` never adds it.
     adds_bos : bool
-        Whether texts for this model start with `bos_id` (`add_bos_token`, or else what the tokenizer's own
-        post-processor does). `encode` never adds it.
+        Whether `bos_id` is among them.
     chat_template : str or None
         The checkpoint's Jinja template. Set it to None to use the plain form of `apply_chat`.
     """
@@ -50,14 +52,11 @@ class Tokenizer:
         self._inner = inner
         self._compiled: tuple[str, ChatTemplate] | None = None
         self._config = dict(config or {})
-        self.eos_id = self._special("eos")
-        self.bos_id = self._special("bos")
-        self.pad_id = self._special("pad")
+        self.eos_id, self.bos_id, self.pad_id = (find(inner, self._config, name) for name in ("eos", "bos", "pad"))
         self.chat_template = default_template(self._config.get("chat_template"))
-        added = self._config.get("add_bos_token")
-        if added is None:
-            added = self.bos_id in inner.encode("", add_special_tokens=True).ids[:1]
-        self.adds_bos = bool(added) and self.bos_id is not None
+        make_units(inner, self._config, self.eos_id)
+        self.begin_ids = beginning(inner, self._config, self.bos_id)
+        self.adds_bos = self.bos_id in self.begin_ids
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -115,53 +114,57 @@ class Tokenizer:
 
         Special tokens written out in the text (`<|endoftext|>`) become their ids, as in Hugging Face's tokenizers.
         """
-        if len(text) <= PIECE or not self._parts_at_lines:
-            return list(self._inner.encode(text, add_special_tokens=False).ids)
-        ids: list[int] = []
-        start = 0
-        while start < len(text):
-            end = _line_start(text, start + PIECE)
-            ids += self._inner.encode(text[start:end], add_special_tokens=False).ids
-            start = end
-        return ids
+        parts = [text] if len(text) <= pieces.PIECE or not self._may_be_cut else pieces.pieces(text)
+        return [id for part in parts for id in self._inner.encode(part, add_special_tokens=False).ids]
 
-    def encode_segments(self, segments: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
-        """Return the ids of a conversation, and which of them are learned.
+    def encode_segments(
+        self, segments: Sequence[tuple[str, bool]], templated: bool = True
+    ) -> tuple[list[int], list[bool]]:
+        """Return the ids of a text and which of them are learned; every text that is trained on or asked comes by here.
 
-        The conversation is encoded once, as a whole, as every program does that talks to the model; so pieces that
-        would be encoded otherwise alone (SentencePiece puts a space before each) cannot go wrong. The characters that a
-        token stands for decide: a token is learned if any of them is, as in transformers' assistant masks. Only a
-        special token that begins before a learned segment is not: it belongs to the header, although some special
-        tokens take the white space after them along.
+        The text is encoded once, as a whole, as transformers does, and what is learned follows from the characters that
+        a token stands for: pieces that would be encoded otherwise alone (SentencePiece puts a space before each) cannot
+        go wrong.
 
         Parameters
         ----------
         segments : sequence of (str, bool)
-            What `apply_chat` returned.
+            Pieces of the text, and whether each is learned.
+        templated : bool
+            Whether a chat template wrote them: then nothing is put before them, and an end of text only where the last
+            is learned and has no end of its own. Otherwise `begin_ids` come first, and the end of text follows each
+            learned piece that does not end with it.
 
         Returns
         -------
         ids : list of int
         learned : list of bool
         """
-        encoding = self._inner.encode("".join(text for text, _ in segments), add_special_tokens=False)
-        spans: list[tuple[int, int]] = []
-        end = 0
-        for text, trainable in segments:
-            start, end = end, end + len(text)
-            if trainable and text:
-                spans.append((start, end))
-        learned: list[bool] = []
-        here = done = 0
-        for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            # Byte-level tokenizers may leave the space of " word" out of its offsets: what no token claimed is its own.
-            start = min(start, done)
-            done = max(done, end)
-            while here < len(spans) and spans[here][1] <= start:
-                here += 1
-            inside = here < len(spans) and spans[here][0] < max(end, start + 1)
-            learned.append(inside and not (id in self._units and start < spans[here][0]))
-        return list(encoding.ids), learned
+        end = self._end
+        if not templated and end:
+            segments = [(text + end if on and not text.endswith(end) else text, on) for text, on in segments]
+        text = "".join(text for text, _ in segments)
+        if all(on for _, on in segments) or not any(on for _, on in segments):  # offsets take memory
+            ids = self.encode(text)
+            learned = [bool(segments) and segments[0][1]] * len(ids)
+        else:
+            encoding = self._inner.encode(text, add_special_tokens=False)
+            ids = list(encoding.ids)
+            learned = labels.learned_tokens(ids, encoding.offsets, list(segments), self._units)
+        if not templated:
+            return [*self.begin_ids, *ids], [False] * len(self.begin_ids) + learned
+        if self.eos_id is not None and ids and learned[-1] and not self.is_unit(ids[-1]):
+            return [*ids, self.eos_id], [*learned, True]
+        return ids, learned
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model is to go on from, which begins as texts do in training."""
+        return self.encode_segments([(text, False)], templated=False)[0]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The ids of a conversation that a model is to answer, as they stand before the answer in training."""
+        segments = self.apply_chat(messages, add_generation_prompt=True)
+        return self.encode_segments(segments, templated=self.chat_template is not None)[0]
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Return the text of `ids` (any iterable of integers), with special tokens written out unless skipped.
@@ -175,6 +178,11 @@ class Tokenizer:
         if any(i < 0 for i in numbers):
             raise ValueError(f"{min(numbers)} is not a token id: drop masked labels (-100) before decoding")
         return str(self._inner.decode(numbers, skip_special_tokens=skip_special))
+
+    def decode_after(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that `ids` add to `prompt`: SentencePiece takes the space away from a text that begins with one."""
+        before, whole = self.decode(prompt), self.decode([*prompt, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
 
     def token(self, id: int) -> str | None:
         """Return the vocabulary's own spelling of one token (`Ġthe` in byte-level vocabularies), or None."""
@@ -212,11 +220,12 @@ class Tokenizer:
             System: Be brief.⏎User: Hello⏎Assistant: Hi!<eos>⏎User: Bye⏎Assistant: Bye!<eos>
 
         Only the answers are trainable, from the space after the colon on: in byte-level vocabularies that space belongs
-        to the answer's first token.
+        to the answer's first token. An answer with ``"weight": 0`` (or "train": false) is context.
 
         Parameters
         ----------
         messages : sequence of {"role": "system" | "user" | "assistant", "content": str}
+            An answer with ``"weight": 0`` (or "train": false) is context.
         add_generation_prompt : bool
             End with "Assistant:", for the model to go on from.
 
@@ -233,10 +242,15 @@ class Tokenizer:
         ImportError
             If the tokenizer has a chat template and jinja2 is not installed.
         """
-        checked = check_messages(messages)
+        checked, learned = check_messages(messages)
         if self.chat_template is None:
-            return plain_chat(checked, add_generation_prompt)
-        return self._template.segments(checked, add_generation_prompt)
+            return plain_chat(checked, learned, self._end, add_generation_prompt)
+        return self._template.segments(checked, learned, add_generation_prompt)
+
+    def template_marker(self, text: str) -> str | None:
+        """A marker of the chat template's that `text` spells out, or None."""
+        markers = () if self.chat_template is None else self._template.markers
+        return next((marker for marker in markers if marker in text), None)
 
     @property
     def chat_notes(self) -> tuple[str, ...]:
@@ -256,6 +270,11 @@ class Tokenizer:
         return id in self._units
 
     @property
+    def _end(self) -> str:
+        """The end of text as a text spells it out; "" where there is none."""
+        return "" if self.eos_id is None else self._units[self.eos_id]
+
+    @property
     def _template(self) -> ChatTemplate:
         if self.chat_template is None:
             raise ValueError("the tokenizer has no chat template")
@@ -266,7 +285,7 @@ class Tokenizer:
 
     def _names(self) -> dict[str, str]:
         """The special tokens that a template may name: those the configuration names, as in transformers."""
-        named = {f"{name}_token": _spelled(self._config.get(f"{name}_token")) for name in NAMES}
+        named = {f"{name}_token": spelled(self._config.get(f"{name}_token")) for name in NAMES}
         for name, id in (("eos", self.eos_id), ("bos", self.bos_id if self.adds_bos else None), ("pad", self.pad_id)):
             named[f"{name}_token"] = named[f"{name}_token"] or (None if id is None else self.token(id))
         return {name: token for name, token in named.items() if token is not None}
@@ -276,59 +295,5 @@ class Tokenizer:
         return {id: added.content for id, added in self._inner.get_added_tokens_decoder().items()}
 
     @functools.cached_property
-    def _parts_at_lines(self) -> bool:
-        """Whether a text may be cut before a line that begins with a letter or digit, and encoded in pieces.
-
-        So it is for GPT-2's own expression, which ends a piece there, with nothing before or after it that looks
-        further: no normaliser, and no added token that reaches across the end of a line.
-        """
-        parts = json.loads(self._inner.to_str())
-        cut = parts["pre_tokenizer"] or {}
-        plain = cut.get("type") == "ByteLevel" and cut.get("use_regex") is True and not cut.get("add_prefix_space")
-        added = self._inner.get_added_tokens_decoder().values()
-        return (
-            plain
-            and parts["normalizer"] is None
-            and not any(token.lstrip or token.rstrip or token.single_word or "\n" in token.content for token in added)
-        )
-
-    def _special(self, name: str) -> int | None:
-        token = self._config.get(f"{name}_token")
-        token = _spelled(token)
-        if token is not None:
-            id: int | None = self._inner.token_to_id(token)
-            if id is not None:
-                return id
-            if name != "pad":  # padding is masked by length here, so a missing pad token harms nobody
-                raise ValueError(
-                    f"the configuration names {token!r} as {name}_token, which tokenizer.json does not have: "
-                    "correct tokenizer_config.json or use the tokenizer.json that belongs to it"
-                )
-        id = self._config.get(f"{name}_token_id")
-        if isinstance(id, list) and id:
-            id = id[0]
-        if isinstance(id, int) and id >= 0 and self.token(id) is not None:
-            return id
-        special = {added.content: i for i, added in self._inner.get_added_tokens_decoder().items() if added.special}
-        return next((special[usual] for usual in USUAL[name] if usual in special), None)
-
-
-def _spelled(token: Any) -> str | None:
-    """A token as a configuration gives it: a string, or an AddedToken written out."""
-    token = token.get("content") if isinstance(token, Mapping) else token
-    return token if isinstance(token, str) else None
-
-
-def _line_start(text: str, start: int) -> int:
-    """The first place from `start` on, just after a line's end, that has a word before the end and one after it.
-
-    White space on either side would be cut otherwise there: GPT-2's expression takes a run of it apart only before a
-    word.
-    """
-    while True:
-        start = text.find("\n", start) + 1
-        if start == 0 or start == len(text):
-            return len(text)
-        before = text[start - 2 : start - 1]
-        if text[start].isalnum() and (before.isalnum() or before in tuple(".,;:!?")):
-            return start
+    def _may_be_cut(self) -> bool:
+        return pieces.may_be_cut(self._inner)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tinyllm.names import few
+from tinyllm.backend.names import few
 
 REQUIRED = object()
 NOTHING: tuple[Any, ...] = (None, False, "", {}, [])  # what a field has that asks for nothing; 0 is equal to False

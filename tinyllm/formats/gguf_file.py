@@ -31,21 +31,13 @@ OTHERS = {  # not read here; for the message
     29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 BLOCKS = {name: (weights, size) for name, weights, size in KINDS.values()}
+# The metadata's kinds of numbers, by GGUF's number.
 SCALARS = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
 FLOAT32, STRING, ARRAY = 6, 8, 9
 HEADER_LIMIT = 1 << 26  # bytes; a vocabulary of 260,000 tokens and its merges take 12 MB
+Announced = tuple[str, str, tuple[int, ...], int]  # of a tensor: name, kind, shape, where among the tensors' bytes
 PIECE = 1 << 17  # weights dequantised at a time
 
 
@@ -95,7 +87,7 @@ def read_header(path: Any) -> Header:
         raise FileNotFoundError(f"there is no file {path}")
     with open(path, "rb") as file:
         cursor = _Cursor(file, path)
-        tensor_count, metadata_count = _start(cursor)
+        tensor_count, metadata_count = _counts(cursor)
         metadata: dict[str, Any] = {}
         for _ in range(metadata_count):
             key = cursor.string()
@@ -105,11 +97,16 @@ def read_header(path: Any) -> Header:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise cursor.wrong(f"has general.alignment {alignment!r}, which is no power of two")
-        found = [_entry(cursor) for _ in range(tensor_count)]
-        data = -(-cursor.at // alignment) * alignment
+        announced = [_announced(cursor) for _ in range(tensor_count)]
+    return Header(metadata, _placed(cursor, announced, alignment))
+
+
+def _placed(cursor: _Cursor, announced: list[Announced], alignment: int) -> dict[str, Entry]:
+    """Where each tensor stands: in the file, after the header, and none inside another."""
+    data = -(-cursor.at // alignment) * alignment
     tensors: dict[str, Entry] = {}
     end, before = data, "the header"
-    for name, kind, shape, offset in sorted(found, key=lambda one: one[3]):
+    for name, kind, shape, offset in sorted(announced, key=lambda one: one[3]):
         weights, size = BLOCKS[kind]
         entry = Entry(kind, shape, data + offset, prod(shape) // weights * size)
         if offset % alignment or entry.start < end:
@@ -120,7 +117,7 @@ def read_header(path: Any) -> Header:
         if name in tensors:
             raise cursor.wrong(f"has {name} twice")
         tensors[name] = entry
-    return Header(metadata, tensors)
+    return tensors
 
 
 def read_tensor(path: Any, entry: Entry, name: str = "a tensor") -> np.ndarray:
@@ -180,7 +177,7 @@ def _decoder(kind: str) -> Any:
     return lambda raw: dequantize(raw.reshape(1, -1), GGMLQuantizationType[kind]).reshape(-1)
 
 
-def _start(cursor: _Cursor) -> tuple[int, int]:
+def _counts(cursor: _Cursor) -> tuple[int, int]:
     """The counts of tensors and of metadata."""
     magic = cursor.take(4, "its beginning")
     if magic != b"GGUF":
@@ -191,12 +188,12 @@ def _start(cursor: _Cursor) -> tuple[int, int]:
     if version not in (2, 3):
         raise cursor.wrong(f"is a GGUF file of version {version}; only 2 and 3 are understood", remedy="")
     tensor_count, metadata_count = cursor.number("<Q"), cursor.number("<Q")
-    cursor.room(tensor_count, 24, "its tensors' entries")
-    cursor.room(metadata_count, 13, "its metadata")
+    cursor.require_room(tensor_count, 24, "its tensors' entries")
+    cursor.require_room(metadata_count, 13, "its metadata")
     return tensor_count, metadata_count
 
 
-def _entry(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
+def _announced(cursor: _Cursor) -> Announced:
     name = cursor.string()
     dims = cursor.number("<I")
     if not 1 <= dims <= 4:
@@ -235,8 +232,8 @@ class _Cursor:
         self.at += n
         return raw
 
-    def room(self, n: int, least: int, what: str) -> None:
-        """Whether n things of at least so many bytes can follow."""
+    def require_room(self, n: int, least: int, what: str) -> None:
+        """Raise ValueError unless n things of at least so many bytes can follow."""
         if n * least > self.size - self.at:
             raise self.wrong(f"ends within {what} ({n:,} are announced): it is truncated or not a GGUF file")
 
@@ -257,7 +254,7 @@ class _Cursor:
             value = self._array(kind, 1, key)[0]
             return float(str(value)) if kind == FLOAT32 else value.item()  # 1e-05, as it was before it was rounded
         kind, n = self.number("<I"), self.number("<Q")
-        self.room(n, 8 if kind == STRING else 1, key)
+        self.require_room(n, 8 if kind == STRING else 1, key)
         return [self.string() for _ in range(n)] if kind == STRING else self._array(kind, n, key)
 
     def _array(self, kind: int, n: int, key: str) -> np.ndarray:

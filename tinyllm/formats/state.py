@@ -75,9 +75,10 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     arrays: dict[str, Any] = {}
     half: dict[str, str] = {}
     for name, weight in state.items():
-        if isinstance(weight, HalfWeight):
+        weight = stored(weight)
+        if weight.frozen and weight.storage != "nf4":
             half[name] = weight.dtype.name
-        for key, array in stored(weight).parts(name).items():
+        for key, array in weight.parts(name).items():
             if key in arrays:
                 raise ValueError(f"two weights would both be stored as {key}; rename one of them")
             arrays[key] = array

@@ -10,9 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tinyllm.autograd import Node, _topological
 from tinyllm.formats.atomic import write_text
 from tinyllm.inspect.kept import inputs_of, operation_of
-from tinyllm.tensor import Node, Tensor, _topological
+from tinyllm.tensor import Tensor
 
 ROW, BOX, GAP, LETTER = 46, 22, 14, 6.6  # row pitch, box height, room between boxes, width of a letter, in pixels
 PULL = 0.93

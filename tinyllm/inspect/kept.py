@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.autograd import Node, _topological
 from tinyllm.frozen.weight import FrozenWeight
-from tinyllm.tensor import Node, Tensor, _topological
+from tinyllm.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,7 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
 
 def inputs_of(node: Node) -> list[Node]:
     """The nodes that a node was computed from and sends gradients to; one may stand there twice."""
-    sources = [source if isinstance(source, tuple) else (source,) for source, _ in node.edges or ()]
-    return [node for nodes in sources for node in nodes if node is not None]
+    return [source for sources, _ in node.edges or () for source in sources if source is not None]
 
 
 def operation_of(rule: Callable) -> str:

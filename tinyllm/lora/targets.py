@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tinyllm.backend.names import nearest
 from tinyllm.lora.config import matches
 from tinyllm.lora.layer import LoRALinear
-from tinyllm.names import nearest
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from tinyllm.backend import random
 from tinyllm.backend.device import device, to_device
+from tinyllm.backend.names import nearest
 from tinyllm.frozen import store, stored
 from tinyllm.models.config import DecoderConfig
-from tinyllm.names import nearest
 from tinyllm.nn import Module, Place, Weight, has_memory, placeholder, put
 from tinyllm.tensor import Parameter
 

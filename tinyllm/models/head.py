@@ -44,7 +44,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | Weight, targets: Any) -> Te
     """
     be, w, shape = of(x.data), stored(weight), x.shape
     rows = x.data.reshape(-1, shape[-1])
-    labels, live = live_targets(be.xp, targets, w.shape[0])
+    labels, live = live_targets(be.xp, targets, (*shape[:-1], w.shape[0]))
     gx = be.xp.empty(rows.shape, rows.dtype) if wants_grad(x) else None
     gw = be.xp.zeros(w.shape, rows.dtype) if wants_grad(weight) else None
     # The gradient of a row's loss is 1/live of the mean's. In half that would lose small ones: there the rule divides.
@@ -126,7 +126,7 @@ def chunked_cross_entropy(x: Tensor, head: Callable[[Tensor], Tensor], targets: 
     Tensor ()
         The mean loss over the live targets.
     """
-    labels, live = live_targets(np, targets, classes)  # cut and counted on the host
+    labels, live = live_targets(np, targets, (*x.shape[:-1], classes))  # cut and counted on the host
     rows = x.reshape(-1, x.shape[-1])
     height = chunk_rows(len(labels), classes, rows.dtype.itemsize)
     losses = []

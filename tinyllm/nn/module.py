@@ -13,9 +13,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from tinyllm.backend.device import to_device
+from tinyllm.backend.names import few, nearest
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, stored
-from tinyllm.names import few, nearest
 from tinyllm.nn.tree import described, lines_of, storage_of
 from tinyllm.tensor import Parameter
 

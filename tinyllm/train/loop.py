@@ -98,8 +98,11 @@ def fit(
     NonFiniteLoss
         At the first loss or gradient that is not finite; weights are as before that step.
     ValueError
-        If there is nothing to train.
+        If there is nothing to train, or the data has a token that the model does not have.
     """
+    for data in (loader, held_out):
+        if data is not None:
+            data.refuse_beyond(model.config.vocab_size)
     run = run or Observer()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = AdamW(parameter_groups(model, config.lr, config.weight_decay, config.loraplus_ratio))

@@ -11,10 +11,10 @@ import numpy as np
 
 from tinyllm.backend import random
 from tinyllm.backend.device import backend
+from tinyllm.backend.names import few
 from tinyllm.backend.table import of
 from tinyllm.data.batches import Batch
 from tinyllm.models import DecoderModel
-from tinyllm.names import few
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW
 from tinyllm.tensor import Parameter, no_grad

@@ -97,7 +97,7 @@ def refuse(fields: dict[str, Any], where: Path) -> None:
             raise ValueError(f"{where} has {field}={fields[field]!r}{otherwise}")
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in fields.get(field) or {}:
-            _checked(pattern, field, where)
+            _require_pattern(pattern, field, where)
 
 
 def _is_number(value: Any) -> bool:
@@ -142,12 +142,12 @@ CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )  # fmt: skip
 
 
-def _checked(pattern: str, field: str, where: Path) -> str:
+def _require_pattern(pattern: str, field: str, where: Path) -> None:
+    """Raise ValueError if it is no regular expression."""
     try:
         matches(pattern, "")
     except ValueError as error:
         raise ValueError(f"the {field} in {where} cannot be used: {error}") from None
-    return pattern
 
 
 def targets_of(
@@ -185,23 +185,31 @@ def targets_of(
     if isinstance(targets, str) and targets.lower() == "all-linear":
         chosen = list(all_linear)
     elif isinstance(targets, str):
-        chosen = [path for path in linears if matches(_checked(targets, "target_modules", where), path, whole=True)]
+        chosen = _matched(targets, linears, "target_modules", where)
     elif _are_strings(targets):
-        chosen = [path for path in linears if _named(path, targets)]
+        chosen = _named(targets, linears)
     else:
         raise ValueError(f"{where} has target_modules {targets!r}; a string or a list of strings is needed")
     left_out = fields.get("exclude_modules") or []
     if isinstance(left_out, str):
-        chosen = [p for p in chosen if not matches(_checked(left_out, "exclude_modules", where), p, whole=True)]
+        excluded = _matched(left_out, chosen, "exclude_modules", where)
     else:
-        chosen = [path for path in chosen if not _named(path, left_out)]
+        excluded = _named(left_out, chosen)
     whole = fields.get("modules_to_save") or []
-    chosen = [path for path in chosen if not any(f".{name}." in f".{path}." for name in whole)]
+    excluded += [path for path in chosen if any(f".{name}." in f".{path}." for name in whole)]
+    chosen = [path for path in chosen if path not in excluded]
     return chosen if isinstance(targets, str) else _in_layers(chosen, fields, where)
 
 
-def _named(path: str, names: Sequence[str]) -> bool:
-    return any(path == name or path.endswith(f".{name}") for name in names)
+def _matched(pattern: str, paths: Sequence[str], field: str, where: Path) -> list[str]:
+    """The paths that an expression matches as a whole."""
+    _require_pattern(pattern, field, where)
+    return [path for path in paths if matches(pattern, path, whole=True)]
+
+
+def _named(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """The paths that a list names, whole or by their ends."""
+    return [path for path in paths if any(path == name or path.endswith(f".{name}") for name in names)]
 
 
 def _in_layers(paths: list[str], fields: dict[str, Any], where: Path) -> list[str]:
@@ -216,7 +224,7 @@ def _in_layers(paths: list[str], fields: dict[str, Any], where: Path) -> list[st
             f"{where} has layers_to_transform={wanted!r} and layers_pattern={before!r}; numbers are needed"
         )
     for pattern in before:
-        _checked(pattern, "layers_pattern", where)
+        _require_pattern(pattern, "layers_pattern", where)
     starts = [rf"(?:^|.*?\.)(?:{pattern})\.(\d+)\." for pattern in before] or [r".*?\.[^.]*\.(\d+)\."]
     found = {path: next(filter(None, (re.match(start, path) for start in starts)), None) for path in paths}
     return [path for path, match in found.items() if match and int(match[1]) in wanted]

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.names import few, nearest
 from tinyllm.frozen import stored
 from tinyllm.lora.biases import other_biases
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.models.families.family import Family, family_of
-from tinyllm.names import few, nearest
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
 

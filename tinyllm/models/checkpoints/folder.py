@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyllm.backend.half import BFLOAT16
+from tinyllm.backend.names import few, nearest
 from tinyllm.formats import gguf_file, json_file, safetensors_file
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
 from tinyllm.frozen import HalfWeight, Weight, stored
@@ -20,7 +21,6 @@ from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.families.family import FAMILIES
-from tinyllm.names import few, nearest
 
 if TYPE_CHECKING:
     from tinyllm.models.decoder import DecoderModel

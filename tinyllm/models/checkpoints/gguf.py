@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyllm.backend.names import few
 from tinyllm.formats import gguf_file
 from tinyllm.formats.fields import Fields
 from tinyllm.formats.gguf_file import Entry, Header
@@ -18,7 +19,6 @@ from tinyllm.models.build import fill, skeleton
 from tinyllm.models.config import DecoderConfig, RopeScaling
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.models.positions import rope_frequencies
-from tinyllm.names import few
 
 if TYPE_CHECKING:
     from tinyllm.models.decoder import DecoderModel
