@@ -20,9 +20,19 @@ from tinyllm.backend import random
 from tinyllm.backend.device import set_device
 from tinyllm.cli import fetch
 from tinyllm.cli.memory import estimate
-from tinyllm.cli.options import EMBEDDED, add_fields, add_model, chosen, megabytes, model_folder, targets_of
+from tinyllm.cli.options import (
+    EMBEDDED,
+    add_fields,
+    add_model,
+    add_template,
+    chosen,
+    megabytes,
+    model_folder,
+    targets_of,
+)
 from tinyllm.cli.progress import draw_losses
-from tinyllm.cli.training import add_run, loaders, train_with_bar
+from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
+from tinyllm.data.text import refuse_ids_beyond
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
@@ -70,6 +80,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help=".txt, .md, or .jsonl with prompt/completion, messages or text (default: embedded)"
     )
+    add_template(parser)
     parser.add_argument(
         "--method", default="lora", choices=list(LEARNING_RATES),
         help="default: %(default)s; qlora keeps the base in four bits, the embedding and the head in float16",
@@ -117,7 +128,13 @@ def run(args: argparse.Namespace) -> None:
     random.manual_seed(args.seed)
     tokenizer = Tokenizer.load(folder)
     text = assets.path("jargon.txt") if args.data is None else args.data
-    data = loaders(text, tokenizer, args.held_out, args.batch_size, args.max_seq_len, args.seed)
+    data = loaders(
+        text, tokenizer, args.held_out, args.batch_size, args.max_seq_len, args.seed,
+        template=args.template == "own", vocab_size=shape.vocab_size,
+    )  # fmt: skip
+    prompt = prompt_of(args.prompt, args.data)
+    if prompt is not None:
+        refuse_ids_beyond(tokenizer.encode_prompt(prompt), tokenizer, shape.vocab_size)
     storage = storage_of(args.method, args.block_size)
     planned = plan_of(  # with the data in memory, and nothing of the model yet
         folder, shape, args.method, storage, adapter,
@@ -132,8 +149,8 @@ def run(args: argparse.Namespace) -> None:
     console.print(
         f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
     )
+    show_data(console, data)
     console.print(trainable_summary(model))
-    prompt = prompt_of(args.prompt, args.data)
     before = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
     settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
     result = train_with_bar(model, data, config, out, args.resume, settings, console)
@@ -237,8 +254,9 @@ def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, tokens
     if prompt is None or tokens < 1:
         return None
     stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    ids = generate(model, tokenizer.encode(prompt), tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
-    return tokenizer.decode(ids)
+    asked = tokenizer.encode_prompt(prompt)
+    ids = generate(model, asked, tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
+    return tokenizer.decode_after(asked, ids)
 
 
 def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:

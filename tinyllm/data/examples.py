@@ -90,8 +90,8 @@ class Dataset(Sequence[Example]):
 
     def report(self) -> str:
         """One line for the user: how much there is, and what was cut."""
-        line = f"{len(self)} {'windows' if self.plain else 'examples'}, {sum(map(len, self))} tokens"
-        line += f", {sum(example.live for example in self)} of them with a label"
+        line = f"{len(self)} {'windows' if self.plain else 'examples'}, {sum(map(len, self)):,} tokens"
+        line += f", {sum(example.live for example in self):,} of them with a label"
         if self.truncated:
             line += f"; {self.truncated} truncated"
         if self.dropped:
