@@ -90,8 +90,9 @@ class Dataset(Sequence[Example]):
 
     def report(self) -> str:
         """One line for the user: how much there is, and what was cut."""
-        line = f"{len(self)} {'windows' if self.plain else 'examples'}, {sum(map(len, self)):,} tokens"
-        line += f", {sum(example.live for example in self):,} of them with a label"
+        tokens, live = sum(map(len, self)), sum(example.live for example in self)
+        line = f"{len(self):,} {'windows' if self.plain else 'examples'}, {tokens:,} tokens"
+        line += f", {'all' if live == tokens else f'{live:,}'} of them with a label"
         if self.truncated:
             line += f"; {self.truncated} truncated"
         if self.dropped:
