@@ -18,7 +18,6 @@ from test_imports import ROOT, imported
 
 import tinyllm
 
-# Laws that the code does not keep yet, by the name of their test; each fails as soon as its law is kept.
 ROOMS = 20
 LINES, CODE, CLI_CODE = 300, 40, 50  # of a file without its first docstring; of a function; of one in cli/
 KINDS, ASKED = {"FrozenWeight", "HalfWeight", "NF4Weight", "Dense"}, 12

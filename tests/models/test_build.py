@@ -63,8 +63,9 @@ def test_gains_are_float32_where_half_computes_and_nothing_else_is(dtype):
     for name, weight in model.named_weights():
         wide = name.startswith(("gain", "length")) and dtype == np.float16
         assert weight.dtype == (np.float32 if wide else dtype), name
+    model = Named(dtype)
     before = model.gain.weight
-    fill(model, lambda name, shape: model.get(name))  # a Parameter of a file, say, stays one
+    fill(model, lambda name, shape: model.get(name))  # a Parameter, of a file, say, stays one
     assert model.gain.weight is before and before.dtype == (np.float32 if dtype == np.float16 else dtype)
 
 
