@@ -75,7 +75,7 @@ def show_counts(console: Console, loader: Loader, max_seq_len: int) -> None:
     console.print(f"live labels: {live:,} ({100 * live / tokens:.1f} %)")
     console.print(f"truncated: {data.truncated}")
     console.print(f"dropped: {data.dropped}")
-    console.print(f"answers not learned, as their keys ask: {data.masked}")
+    console.print(f"answers left unlearned, as asked: {data.masked}")
     for note in data.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 

@@ -70,7 +70,7 @@ def prompt_of(tokenizer: Tokenizer, prompt: str, chat: str | None) -> tuple[list
 def write(tokens: Iterable[int], tokenizer: Tokenizer, prompt: list[int]) -> int:
     """Write the text as its tokens come, which go on from those of the prompt; returns how many they were."""
     ids: list[int] = []
-    shown = ""
+    text = shown = ""
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode_after(prompt, ids)
@@ -78,7 +78,7 @@ def write(tokens: Iterable[int], tokenizer: Tokenizer, prompt: list[int]) -> int
             sys.stdout.write(text[len(shown) :])
             sys.stdout.flush()
             shown = text
-    sys.stdout.write("\n")
+    sys.stdout.write(text[len(shown) :] + "\n")
     return len(ids)
 
 

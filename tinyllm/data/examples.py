@@ -98,7 +98,7 @@ class Dataset(Sequence[Example]):
         if self.dropped:
             line += f"; {self.dropped} dropped with nothing left to learn"
         if self.masked:
-            line += f"; {self.masked} answers not learned, as their keys ask"
+            line += f"; {self.masked} {'answer' if self.masked == 1 else 'answers'} left unlearned, as asked"
         return line
 
 
