@@ -91,7 +91,7 @@ class Dataset(Sequence[Example]):
     def report(self) -> str:
         """One line for the user: how much there is, and what was cut."""
         tokens, live = sum(map(len, self)), sum(example.live for example in self)
-        line = f"{len(self):,} {'windows' if self.plain else 'examples'}, {tokens:,} tokens"
+        line = f"{len(self):,} {'window' if self.plain else 'example'}{'' if len(self) == 1 else 's'}, {tokens:,} tokens"
         line += f", {'all' if live == tokens else f'{live:,}'} of them with a label"
         if self.truncated:
             line += f"; {self.truncated} truncated"

@@ -47,7 +47,7 @@ def _content(message: Any, number: int) -> str:
     ):
         raise ValueError(
             f'message {number} is a tool call, which is not supported: write the conversation as {{"prompt", '
-            '"completion"} with the markers spelled out'
+            '"completion"} with the markers spelled out in the prompt'
         )
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise ValueError(f'message {number} must be an object with "role" and "content"')
