@@ -12,6 +12,7 @@ from tokenizer_kinds import KINDS
 
 from tinyllm.cli import finetune, generate, main
 from tinyllm.data import load_text
+from tinyllm.data.text import untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
@@ -67,6 +68,31 @@ def test_a_prompt_is_asked_as_it_was_learned(capsys, monkeypatch, name):
     run(capsys, "generate", "--model", "model", "--chat", "the cat?", "--max-new-tokens", 1)
     assert asked[-1] == tokenizer.encode_chat([{"role": "user", "content": "the cat?"}])
     assert asked[-1][: len(tokenizer.begin_ids)] == list(tokenizer.begin_ids)
+
+
+def test_a_prompt_is_a_question_where_all_records_are_conversations(capsys, monkeypatch):
+    tokenizer = model(byte_level(IM), eos_token="<|im_end|>", chat_template=CHATML)
+    plain = untemplated(tokenizer)
+    asked = []
+    monkeypatch.setattr(finetune, "generate", lambda m, ids, *a, **k: (asked.append(list(ids)), [65])[1])
+    monkeypatch.setattr(generate, "stream", lambda m, ids, *a, **k: (asked.append(list(ids)), iter([65]))[1])
+    question = [{"role": "user", "content": "the cat?"}]
+    pair, talk, text = {"prompt": "a", "completion": " b"}, {"messages": TURNS}, {"text": "the cat"}
+    job = ["finetune", "--model", "model", "--data", "data.jsonl", "--prompt", "the cat?", *RUN]
+    own = tokenizer.encode_chat(question), tokenizer.encode_prompt("the cat?")
+    none = plain.encode_chat(question), plain.encode_prompt("the cat?")
+    for rows, template, ids in [
+        ([pair, pair], "own", own[0]), ([talk, pair], "own", own[0]), ([talk, text], "own", own[1]),
+        ([pair, pair], "none", none[1]), ([talk, talk], "none", none[0]), ([talk, pair], "none", none[1]),
+    ]:  # fmt: skip
+        records(*rows)
+        said = run(capsys, *job, "--template", template, "--max-seq-len", 64, "--sample-tokens", 1)
+        assert asked == [ids, ids], (rows, template)
+        assert "sample after" in said and "the cat?" + " " * (ids in (own[0], none[0])) + tokenizer.decode([65]) in said
+        asked.clear()
+    for template, (ids, _) in (("own", own), ("none", none)):
+        run(capsys, "generate", "--model", "model", "--chat", "the cat?", "--template", template)
+        assert asked.pop() == ids
 
 
 @pytest.mark.parametrize("name", KINDS)

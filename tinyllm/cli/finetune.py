@@ -19,6 +19,7 @@ from tinyllm import assets
 from tinyllm.backend import random
 from tinyllm.backend.device import set_device
 from tinyllm.cli import fetch
+from tinyllm.cli.generate import asked
 from tinyllm.cli.memory import estimate
 from tinyllm.cli.options import (
     EMBEDDED,
@@ -32,7 +33,7 @@ from tinyllm.cli.options import (
 )
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
-from tinyllm.data.text import refuse_ids_beyond
+from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
@@ -107,7 +108,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_run(run, out="runs/finetune", max_seq_len=128, held_out=0.1)
     sample = parser.add_argument_group("samples")
     sample.add_argument(
-        "--prompt", help=r"text to continue before and after; \n is a new line (default: for the embedded data only)"
+        "--prompt",
+        help=r"text to continue before and after, or of chats a question to answer; \n is a new line (default: for the "
+        "embedded data only)",
     )
     sample.add_argument("--sample-tokens", type=int, default=80, help="0 for none (default: %(default)s)")
 
@@ -132,9 +135,10 @@ def run(args: argparse.Namespace) -> None:
         text, tokenizer, args.held_out, args.batch_size, args.max_seq_len, args.seed,
         template=args.template == "own", vocab_size=shape.vocab_size,
     )  # fmt: skip
-    prompt = prompt_of(args.prompt, args.data)
+    talker = tokenizer if args.template == "own" else untemplated(tokenizer)
+    prompt, chat = prompt_of(args.prompt, args.data), data[0].dataset.chat
     if prompt is not None:
-        refuse_ids_beyond(tokenizer.encode_prompt(prompt), tokenizer, shape.vocab_size)
+        refuse_ids_beyond(asked(talker, prompt, prompt if chat else None)[0], tokenizer, shape.vocab_size)
     storage = storage_of(args.method, args.block_size)
     planned = plan_of(  # with the data in memory, and nothing of the model yet
         folder, shape, args.method, storage, adapter,
@@ -151,13 +155,13 @@ def run(args: argparse.Namespace) -> None:
     )
     show_data(console, data)
     console.print(trainable_summary(model))
-    before = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
+    before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
     result = train_with_bar(model, data, config, out, args.resume, settings, console)
     lines = save(model, tokenizer, out, args.model, args.method)  # before anything else can fail
     lines += save_about(out, {**vars(args), "lr": lr})
-    after = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
-    show_samples(console, prompt, before, after)
+    after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
+    show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
     show_result(console, result, planned, lines)
 
 
@@ -249,14 +253,15 @@ def fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, tokens: int, seed: int) -> str | None:
-    """What the model makes of the prompt."""
+def sample(
+    model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, chat: bool, tokens: int, seed: int
+) -> str | None:
+    """What the model makes of the prompt: how the text goes on, or in a chat what it answers."""
     if prompt is None or tokens < 1:
         return None
-    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    asked = tokenizer.encode_prompt(prompt)
-    ids = generate(model, asked, tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
-    return tokenizer.decode_after(asked, ids)
+    prompt_ids, stop = asked(tokenizer, prompt, prompt if chat else None)
+    ids = generate(model, prompt_ids, tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
+    return tokenizer.decode(ids) if chat else tokenizer.decode_after(prompt_ids, ids)
 
 
 def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:

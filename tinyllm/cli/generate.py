@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, model_folder
+from tinyllm.cli.options import add_base_storage, add_model, add_template, choose_model, load_base, model_folder
 from tinyllm.data.notes import beginning_twice, begins_twice
-from tinyllm.data.text import refuse_ids_beyond
+from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.generate import stream
 from tinyllm.lora.merge import merge_lora
@@ -24,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_base_storage(parser)
     parser.add_argument("--prompt", default=":hacker:\n", help=r"text to continue; \n is a new line")
     parser.add_argument("--chat", metavar="MESSAGE", help="a message to answer, written in the model's chat template")
+    add_template(parser)
     parser.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
     parser.add_argument(
         "--temperature", type=float,
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> None:
         load_adapter(model, args.adapter)
         merge_lora(model)
     prompt = args.prompt.replace("\\n", "\n")
-    prompt_ids, stop = prompt_of(tokenizer, prompt, args.chat)
+    if args.template == "none":
+        tokenizer = untemplated(tokenizer)
+    prompt_ids, stop = asked(tokenizer, prompt, args.chat)
     refuse_ids_beyond(prompt_ids, tokenizer, model.config.vocab_size)
     given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None}
     settings, notes = sampling(model_folder(name), given)
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"the model's context of {model.config.max_seq_len} tokens ended the text", file=sys.stderr)
 
 
-def prompt_of(tokenizer: Tokenizer, prompt: str, chat: str | None) -> tuple[list[int], tuple[int, ...]]:
+def asked(tokenizer: Tokenizer, prompt: str, chat: str | None) -> tuple[list[int], tuple[int, ...]]:
     """What to go on from, and the tokens that end what is written: of a plain text, or of a conversation."""
     if chat is None:
         return tokenizer.encode_prompt(prompt), () if tokenizer.eos_id is None else (tokenizer.eos_id,)

@@ -57,11 +57,11 @@ def chosen(args: argparse.Namespace, kind: type) -> dict[str, Any]:
 
 
 def add_template(parser: Options) -> None:
-    """``--template``, for `load_text`."""
+    """``--template``: whether the tokenizer's chat template is used."""
     parser.add_argument(
         "--template", default="own", choices=["own", "none"],
-        help="own: the model's chat template writes conversations, prompts and completions; none: prompts and "
-        "completions are joined as they are, conversations get User: and Assistant: (default: %(default)s)",
+        help="own: conversations, and records' prompts and completions, are written in the model's chat template; "
+        "none: as User: and Assistant:, and prompts and completions are joined as they are (default: %(default)s)",
     )  # fmt: skip
 
 

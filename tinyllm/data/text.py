@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyllm.data.examples import IGNORE, Dataset, Example, fit
 from tinyllm.data.notes import Notes, beginning_twice, begins_twice, larger_tokenizer
-from tinyllm.data.records import Record, read_record, read_source, refuse_half_characters
+from tinyllm.data.records import PLAIN_CHAT, TEMPLATE, Record, read_record, read_source, refuse_half_characters
 from tinyllm.data.tokenizer import Tokenizer
 
 
@@ -68,10 +68,8 @@ def load_text(
     name, kind, text = read_source(path_or_text)
     if not text.strip():
         raise ValueError(f"{name} is empty: put some text into it")
-    tokenizer = copy.copy(tokenizer)
+    tokenizer = untemplated(tokenizer) if not template else copy.copy(tokenizer)
     tokenizer._compiled = None  # the template's notes are of this file
-    if not template:
-        tokenizer.chat_template = None
     dataset = (_running_text if kind == "text" else _records)(name, text, tokenizer, vocab_size)
     for note in dataset.notes:
         warnings.warn(f"{name}: {note}", stacklevel=2)
@@ -79,6 +77,13 @@ def load_text(
         return fit(dataset, max_seq_len)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def untemplated(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without its chat template; the one that is given keeps it."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = None
+    return tokenizer
 
 
 def refuse_ids_beyond(ids: Iterable[int], tokenizer: Tokenizer, vocab_size: int | None) -> None:
@@ -125,7 +130,10 @@ def _records(name: str, text: str, tokenizer: Tokenizer, vocab_size: int | None)
         examples.append(example)
         forms.append(record.form)
         masked += record.masked
-    return Dataset(tuple(examples), masked=masked, notes=notes.sentences(), forms=tuple(dict.fromkeys(forms)))
+    chat = all(form.endswith((TEMPLATE, PLAIN_CHAT)) for form in forms)
+    return Dataset(
+        tuple(examples), masked=masked, forms=tuple(dict.fromkeys(forms)), chat=chat, notes=notes.sentences()
+    )
 
 
 def _label(record: Record, tokenizer: Tokenizer) -> Example:
