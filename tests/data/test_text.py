@@ -292,6 +292,8 @@ def test_an_answer_that_is_not_to_be_learned_is_context(tmp_path, key, value, na
         ({"messages": chat(weight=float("nan"))}, 'message 2 has nan as its "weight"'),
         ({"messages": chat(mask=True)}, 'message 2 has "mask", which says what is learned in a way'),
         ({"messages": chat(training_detail=[])}, 'message 2 has "training_detail"'),
+        ({"messages": chat(masked=True)}, 'message 2 has "masked"'),
+        ({"messages": chat(loss_scale=0)}, 'message 2 has "loss_scale"'),
         ({"messages": [{**TURNS[0], "train": True}, TURNS[1]]}, 'message 1 asks to be learned ."train".'),
         ({"messages": chat(function_call={"name": "f"})}, "message 2 is a tool call"),
         ({"messages": TURNS, "weight": 2}, 'the record has 2 as its "weight"'),

@@ -24,10 +24,10 @@ class Notes:
 
     def add(self, line: int, record: Record, example: Example) -> None:
         """Look at the record in `line`, counted from 1, and what became of it."""
-        ids = example.ids.tolist()
         if record.marker is not None:
             self._spelled[line] = record.marker
         if not record.templated:
+            ids = example.ids.tolist()
             if _asked_otherwise(record, ids, self._tokenizer):
                 self._otherwise.append(line)
             if begins_twice(ids, self._tokenizer):

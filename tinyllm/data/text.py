@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -86,14 +86,17 @@ def untemplated(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def refuse_ids_beyond(ids: Iterable[int], tokenizer: Tokenizer, vocab_size: int | None) -> None:
+def refuse_ids_beyond(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, vocab_size: int | None) -> None:
     """Raise a ValueError that names the first token of `ids` that a model of `vocab_size` tokens does not have."""
-    for id in ids:
-        if vocab_size is not None and id >= vocab_size:
-            raise ValueError(
-                f"the text has the token {tokenizer.token(id)!r}, whose id {id} is beyond the model's {vocab_size:,} "
-                f"tokens (0 to {vocab_size - 1}): use the tokenizer that belongs to the model, or take the token out"
-            )
+    if vocab_size is None:
+        return
+    beyond = np.flatnonzero(np.asarray(ids) >= vocab_size)
+    if len(beyond):
+        id = int(ids[beyond[0]])
+        raise ValueError(
+            f"the text has the token {tokenizer.token(id)!r}, whose id {id} is beyond the model's {vocab_size:,} "
+            f"tokens (0 to {vocab_size - 1}): use the tokenizer that belongs to the model, or take the token out"
+        )
 
 
 def _running_text(name: str, text: str, tokenizer: Tokenizer, vocab_size: int | None) -> Dataset:
@@ -123,7 +126,7 @@ def _records(name: str, text: str, tokenizer: Tokenizer, vocab_size: int | None)
         try:
             record = read_record(line, tokenizer)
             example = _label(record, tokenizer)
-            refuse_ids_beyond(example.ids.tolist(), tokenizer, vocab_size)
+            refuse_ids_beyond(example.ids, tokenizer, vocab_size)
         except ValueError as error:
             raise ValueError(f"{name}, line {number}: {error}") from error
         notes.add(number, record, example)
