@@ -366,6 +366,7 @@ def test_a_system_of_the_records_is_used(tmp_path):
 def test_a_note_is_of_its_own_file(tmp_path):
     """A tokenizer goes from file to file, and what its template left open in one is nothing in the next."""
     first = {"messages": [TURNS[1], *TURNS]}
+    CHAT.apply_chat(first["messages"])
     for rows in ([first], [{"messages": TURNS}], [first]):
         notes = loaded(tmp_path, CHAT, *rows).notes
         assert ["begins a conversation" in note for note in notes] == [True] * (rows == [first])
