@@ -14,8 +14,9 @@ import numpy as np
 from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import as_dtype
+from tinyllm.backend.names import in_our_words
 from tinyllm.backend.table import of
-from tinyllm.models.build import check_storage, fill, gpt2_init, refuse_unknown
+from tinyllm.models.build import check_storage, fill, gpt2_init
 from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.head import chunked_cross_entropy, linear_cross_entropy
@@ -107,6 +108,7 @@ class Block(Module):
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
+@in_our_words(DecoderConfig)
 class DecoderModel(Module):
     """A decoder-only transformer.
 
@@ -159,7 +161,6 @@ class DecoderModel(Module):
     ):
         self.dtype = dtype = as_dtype(dtype)
         check_storage(storage, dtype)
-        refuse_unknown(config)
         heads = 0 if num_heads is None else num_heads
         self.config = c = DecoderConfig(vocab_size, hidden_size, num_layers, heads, **config)
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, dtype, init=False)
@@ -233,7 +234,7 @@ class DecoderModel(Module):
         """
         return self.lm_head(self.hidden(ids, segment_ids, attention_mask, cache))
 
-    def loss(self, ids: Any, targets: Any, segment_ids: Any = None, attention_mask: Any = None) -> Tensor:
+    def loss(self, ids: Any, targets: Any = None, segment_ids: Any = None, attention_mask: Any = None) -> Tensor:
         """The mean token loss through the fused head; ``targets[b, t]`` labels position t, -100 is ignored.
 
         Raises
@@ -241,6 +242,8 @@ class DecoderModel(Module):
         ValueError
             If shapes differ, a target is outside the vocabulary, or every target is ignored.
         """
+        if targets is None:
+            raise TypeError("loss takes ids and targets: of a batch pass batch.ids, batch.labels, batch.segment_ids")
         targets = np.asarray(targets) if not hasattr(targets, "dtype") else targets
         if tuple(targets.shape) != tuple(np.shape(ids)):
             raise ValueError(f"ids have shape {np.shape(ids)} and targets {tuple(targets.shape)}; they must be alike")
@@ -251,6 +254,7 @@ class DecoderModel(Module):
         return chunked_cross_entropy(x, head, targets, self.config.vocab_size)  # an adapted head
 
     @classmethod
+    @in_our_words()
     def from_pretrained(cls, name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
         """Read a model: a folder, a GGUF file or a name on the hub; see `models/checkpoints/folder.py`."""
         from tinyllm.models.checkpoints.folder import load_pretrained  # only now: the book imports no files

@@ -9,6 +9,7 @@ import numpy as np
 from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import to_device
+from tinyllm.backend.names import is_share, is_whole
 from tinyllm.nn.module import Module, Weight, placeholder
 from tinyllm.tensor import Parameter, Tensor
 
@@ -45,6 +46,9 @@ class Linear(Module):
         head: bool = False,
         residual: bool = False,
     ):
+        for size in (in_features, out_features):
+            if not is_whole(size) or size < 1:
+                raise ValueError(f"the sizes of a Linear must be whole numbers of at least 1, not {size!r}")
         self.in_features, self.out_features = in_features, out_features
         self.fewest, self.is_head, self.residual = "float16" if head else "nf4", head, residual
         self.weight: Weight = placeholder((out_features, in_features), dtype)
@@ -116,8 +120,8 @@ class Dropout(Module):
     """Zeroes elements with probability `p` in training mode."""
 
     def __init__(self, p: float):
-        if not 0 <= p < 1:
-            raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
+        if not is_share(p):
+            raise ValueError(f"the dropout probability must be in [0, 1), not {p!r}")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
