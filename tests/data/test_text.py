@@ -279,7 +279,7 @@ def test_an_answer_that_is_not_to_be_learned_is_context(tmp_path, key, value, na
     if value is None or value:
         assert data[0].labels.tolist() == whole.labels.tolist() and data.masked == 0
         return
-    assert data.masked == 1 and "1 answers not learned, as their keys ask" in data.report()
+    assert data.masked == 1 and "1 answer left unlearned, as asked" in data.report()
     assert "Hi" not in learned(tokenizer, data[0]) and "Hi" in learned(tokenizer, whole)
     assert learned(tokenizer, whole).endswith(learned(tokenizer, data[0]))
 
@@ -292,6 +292,8 @@ def test_an_answer_that_is_not_to_be_learned_is_context(tmp_path, key, value, na
         ({"messages": chat(weight=float("nan"))}, 'message 2 has nan as its "weight"'),
         ({"messages": chat(mask=True)}, 'message 2 has "mask", which says what is learned in a way'),
         ({"messages": chat(training_detail=[])}, 'message 2 has "training_detail"'),
+        ({"messages": chat(masked=True)}, 'message 2 has "masked"'),
+        ({"messages": chat(loss_scale=0)}, 'message 2 has "loss_scale"'),
         ({"messages": [{**TURNS[0], "train": True}, TURNS[1]]}, 'message 1 asks to be learned ."train".'),
         ({"messages": chat(function_call={"name": "f"})}, "message 2 is a tool call"),
         ({"messages": TURNS, "weight": 2}, 'the record has 2 as its "weight"'),
@@ -333,7 +335,7 @@ def test_a_record_that_is_not_to_be_learned_is_left_out_and_counted(tmp_path):
     for tokenizer in (GPT2, CHAT):
         data = loaded(tmp_path, tokenizer, keep, *off)
         assert (len(data), data.dropped, data.masked, data.notes) == (1, 4, 5, ())
-        assert "4 dropped with nothing left to learn; 5 answers not learned, as their keys ask" in data.report()
+        assert "4 dropped with nothing left to learn; 5 answers left unlearned, as asked" in data.report()
     with pytest.raises(ValueError, match="no assistant turn to learn from"):
         loaded(tmp_path, GPT2, {"messages": TURNS[:1]})
 

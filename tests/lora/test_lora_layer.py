@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ from tinyllm.lora import (
 )
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Linear, Module
-from tinyllm.tensor import Tensor, no_grad
+from tinyllm.tensor import Parameter, Tensor, no_grad
 
 N_IN, N_OUT, R = 5, 4, 3  # all different, so that nothing fits that is turned or swapped
 IDS = np.arange(12)[None] % 40
@@ -104,6 +106,38 @@ def test_a_wrapped_model_has_the_layers_that_it_had():
     assert names[-1] == "lm_head"
     apply_lora(model, 2, target_modules=["up_proj", "lm_head"], bias="all", verbose=False)
     assert layers(model) == before and linear_names(model) == names
+
+
+def test_an_adapter_of_another_kind_is_a_subclass_and_trains_all_that_it_has():
+    class Gated(Adapter):
+        def __init__(self, layer: Linear, rank: int, scale: float):
+            super().__init__(layer, rank, scale)
+            self.gate = Parameter(np.ones(layer.out_features))
+
+        def forward(self, x: Tensor, y: Any = None, layer: Any = None) -> Tensor:
+            return super().forward(x, y, layer) * self.gate
+
+        def fold(self, folded: Any, w: Any, rows: slice) -> Any:
+            return folded + (super().fold(w, w, rows) - w) * self.gate.data[rows, None]
+
+    class Net(Module):
+        def __init__(self) -> None:
+            self.q_proj = Linear(N_IN, N_OUT, dtype=np.float64)
+
+    net = apply_lora(Net(), R, target_modules=["q_proj"], verbose=False)
+    layer = net.q_proj
+    layer.adapters["default"] = Gated(layer.base_layer, R, 2.0)
+    set_adapter(net, "default")
+    parameters = get_lora_parameters(net)
+    assert [p.shape for p in parameters] == [(R, N_IN), (N_OUT, R), (N_OUT,)]
+    rng = np.random.default_rng(0)
+    for p in parameters:
+        p.data = rng.standard_normal(p.shape)
+    a, b, gate = (p.data for p in parameters)
+    x, w = rng.standard_normal((6, N_IN)), layer.base_layer.weight.data
+    wanted = x @ (w + gate[:, None] * (2 * b @ a)).T + layer.base_layer.bias.data
+    assert np.allclose(layer(Tensor(x)).data, wanted, rtol=1e-12, atol=1e-12)
+    assert np.allclose(merge_lora(net).q_proj(Tensor(x)).data, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_adapters_inside_a_module_that_another_trains_whole_merge_for_good():

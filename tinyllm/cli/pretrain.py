@@ -14,7 +14,7 @@ from tinyllm import assets
 from tinyllm.backend.device import set_device
 from tinyllm.cli.options import EMBEDDED, add_device, add_fields, chosen, megabytes, model_folder
 from tinyllm.cli.progress import draw_losses
-from tinyllm.cli.training import add_run, loaders, train_with_bar
+from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         num_kv_heads=args.kv_heads, intermediate_size=args.intermediate_size, max_seq_len=args.max_seq_len
     )
     model = DecoderModel(tokenizer.vocab_size, args.hidden_size, args.layers, args.heads, seed=args.seed, **shape)
+    show_data(console, data)
     console.print(f"{model.num_parameters():,} parameters")
     config = TrainConfig(**chosen(args, TrainConfig), eval_every=args.save_every)
     # The starting weights are a function of the model's shape and the seed.

@@ -67,6 +67,8 @@ class Dataset(Sequence[Example]):
         Answers that their own keys (``"weight": 0``) keep from being learned.
     forms : tuple of str
         How the records became texts: "conversations are written in the tokenizer's chat template".
+    chat : bool
+        Whether all records are conversations, or written as some: then a prompt is a question.
     notes : tuple of str
         What the user should know about them: one sentence each.
     """
@@ -77,6 +79,7 @@ class Dataset(Sequence[Example]):
     dropped: int = 0
     masked: int = 0
     forms: tuple[str, ...] = ()
+    chat: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -91,14 +94,15 @@ class Dataset(Sequence[Example]):
 
     def report(self) -> str:
         """One line for the user: how much there is, and what was cut."""
-        line = f"{len(self)} {'windows' if self.plain else 'examples'}, {sum(map(len, self))} tokens"
-        line += f", {sum(example.live for example in self)} of them with a label"
+        tokens, live = sum(map(len, self)), sum(example.live for example in self)
+        line = f"{len(self):,} {'window' if self.plain else 'example'}{'s' * (len(self) != 1)}, {tokens:,} tokens"
+        line += f", {'all' if live == tokens else f'{live:,}'} of them with a label"
         if self.truncated:
             line += f"; {self.truncated} truncated"
         if self.dropped:
             line += f"; {self.dropped} dropped with nothing left to learn"
         if self.masked:
-            line += f"; {self.masked} answers not learned, as their keys ask"
+            line += f"; {self.masked} {'answer' if self.masked == 1 else 'answers'} left unlearned, as asked"
         return line
 
 

@@ -24,13 +24,14 @@ class Notes:
 
     def add(self, line: int, record: Record, example: Example) -> None:
         """Look at the record in `line`, counted from 1, and what became of it."""
-        ids = example.ids.tolist()
         if record.marker is not None:
             self._spelled[line] = record.marker
-        if _asked_otherwise(record, ids, self._tokenizer):
-            self._otherwise.append(line)
-        if not record.templated and begins_twice(ids, self._tokenizer):
-            self._twice.append(line)
+        if not record.templated:
+            ids = example.ids.tolist()
+            if _asked_otherwise(record, ids, self._tokenizer):
+                self._otherwise.append(line)
+            if begins_twice(ids, self._tokenizer):
+                self._twice.append(line)
         for key in record.unused:
             self._unused.setdefault(key, line)
 
@@ -84,7 +85,7 @@ def _asked_otherwise(record: Record, ids: Sequence[int], tokenizer: Tokenizer) -
     prompt = list(takewhile(lambda piece: not piece[1], record.segments))
     if not prompt or len(prompt) == len(record.segments):
         return False
-    asked, _ = tokenizer.encode_segments(prompt, record.templated)
+    asked, _ = tokenizer.encode_segments(prompt, templated=False)
     return asked != list(ids[: len(asked)])
 
 
