@@ -10,6 +10,8 @@ import contextlib
 import io
 import json
 import math
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 import tinyllm
 from tinyllm import functional as F
 from tinyllm import lora, nn, ops, optim, qlora
-from tinyllm.cli import sentence
+from tinyllm.cli import build_parser, main, sentence
 from tinyllm.data.batches import Batch, Loader
 from tinyllm.data.examples import Example
 from tinyllm.data.text import load_text
@@ -431,3 +433,220 @@ def test_a_mistake_in_python(name, home, tmp_path):
     if name != "nothing that trains":
         assert weights(model) == before, "the model was changed"
     assert tree(home) == files and not new.exists() and out.getvalue() == ""
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+FINE = "finetune --model {model} --max-seq-len 32 --data {text} --out {new} --steps 1 --batch-size 2 --max-seq-len 32 --sample-tokens 0"
+# A line, how it ends (1: bad input, 2: the verb's usage) and a part of what it says.
+COMMANDS = {
+    # Words
+    "finetun": (2, "did you mean finetune?"),
+    "trian": (2, "there is no verb 'trian'"),
+    "quantise {model} {new}": (2, "did you mean quantize?"),
+    "--rank 8 finetune": (2, "options stand behind the verb"),
+    "data shwo {text}": (2, "invalid choice: 'shwo'"),
+    "finetune --method qlroa": (2, "'qlora'"),
+    "finetune --lora-alpha 8": (2, "did you mean --alpha?"),
+    "finetune --steps ten": (2, "--steps: invalid int value: 'ten'"),
+    "finetune --steps 1.5": (2, "--steps: invalid int value"),
+    "finetune --steps": (2, "--steps: expected one argument"),
+    "finetune --lr fast": (2, "--lr: invalid float value"),
+    "finetune --device gpu": (2, "invalid choice: 'gpu'"),
+    "finetune --dtype fp16": (2, "invalid choice: 'fp16'"),
+    "finetune extra": (2, "unrecognized arguments: extra"),
+    "merge --adapter {adapter}": (2, "--out"),
+    "merge --out {new}": (2, "--adapter"),
+    "quantize {model}": (2, "OUT"),
+    "fetch llama": (2, "smollm2-135m"),
+    "inspect": (2, "ADAPTER"),
+    "finetune --data ": (1, "--data is empty"),
+    # Numbers out of range, before anything is printed
+    FINE + " --steps 0": (1, "steps must be at least 1"),
+    FINE + " --steps -3": (1, "steps must be at least 1"),
+    FINE + " --rank 0": (1, "rank must be"),
+    FINE + " --rank -2": (1, "rank must be"),
+    FINE + " --alpha 0": (1, "alpha must be above 0"),
+    FINE + " --alpha nan": (1, "alpha must be above 0"),
+    FINE + " --alpha inf": (1, "alpha must be above 0"),
+    FINE + " --dropout 1": (1, "dropout must be in [0, 1)"),
+    FINE + " --dropout nan": (1, "dropout must be in [0, 1)"),
+    FINE + " --method qlora --rank 0": (1, "rank must be"),
+    FINE + " --method qlora --block-size 7": (1, "block_size 7"),
+    FINE + " --lr -1": (1, "lr must be"),
+    FINE + " --lr inf": (1, "lr must be"),
+    FINE + " --warmup -1": (1, "warmup must be"),
+    FINE + " --grad-accum 0": (1, "grad_accum must be"),
+    FINE + " --weight-decay nan": (1, "weight_decay must be"),
+    FINE + " --max-grad-norm 0": (1, "max_grad_norm must be"),
+    FINE + " --seed -1": (1, "the seed must be"),
+    FINE + " --eval-every -1": (1, "eval_every must be"),
+    FINE + " --save-every -1": (1, "save_every must be"),
+    FINE + " --batch-size 0": (1, "batch size must be"),
+    FINE + " --max-seq-len 0": (1, "max_seq_len must be"),
+    FINE + " --max-seq-len 100": (1, "beyond the model's context of 64"),
+    FINE + " --held-out 1": (1, "held-out"),
+    FINE + " --held-out -0.1": (1, "held-out"),
+    FINE + " --held-out nan": (1, "held-out"),
+    FINE + " --sample-tokens -1": (1, "--sample-tokens must be at least 0"),
+    "pretrain --data {text} --out {new} --heads 0": (1, "--heads must be at least 1"),
+    "pretrain --data {text} --out {new} --heads 3": (1, "num_heads"),
+    "pretrain --data {text} --out {new} --hidden-size 0": (1, "--hidden-size must be at least 1"),
+    "pretrain --data {text} --out {new} --kv-heads 3": (1, "num_kv_heads"),
+    "pretrain --data {text} --out {new} --steps 0": (1, "steps must be"),
+    "pretrain --data {text} --out {new} --batch-size 0": (1, "batch size"),
+    "pretrain --data {text} --out {new} --seed -1": (1, "the seed must be"),
+    "generate --model {model} --temperature -1": (1, "temperature must be"),
+    "generate --model {model} --temperature nan": (1, "temperature must be"),
+    "generate --model {model} --temperature 1 --top-p 0": (1, "top_p in (0, 1]"),
+    "generate --model {model} --temperature 1 --top-p 90": (1, "top_p in (0, 1]"),
+    "generate --model {model} --temperature 1 --top-k -1": (1, "top_k at least 1"),
+    "generate --model {model} --temperature 1 --seed -1": (1, "the seed must be"),
+    "generate --model {model} --max-new-tokens -1": (1, "max_new_tokens must be"),
+    "targets {model} --rank 0": (1, "--rank must be"),
+    "memory --model {model} --rank 0": (1, "rank must be"),
+    "memory --model {model} --batch-size 0": (1, "batch"),
+    "memory --model {model} --max-seq-len 0": (1, "max-seq-len"),
+    "data show {text} --rows -1": (1, "--rows must be at least 0"),
+    "data show {text} --max-seq-len 0": (1, "max_seq_len must be"),
+    "quantize {model} {new} --block-size 7": (2, "--block-size"),
+    # Options that would do nothing
+    FINE + " --method full --rank 4": (1, "--rank"),
+    FINE + " --method full --rank 8": (1, "--rank"),
+    FINE + " --method full --alpha 4": (1, "--alpha"),
+    FINE + " --method full --dropout 0.1": (1, "--dropout"),
+    FINE + " --method full --rslora": (1, "--rslora"),
+    FINE + " --method full --dora": (1, "--dora"),
+    FINE + " --method full --bias all": (1, "--bias"),
+    FINE + " --method full --target-modules q_proj": (1, "--target-modules"),
+    FINE + " --method full --loraplus-ratio 4": (1, "--loraplus-ratio"),
+    FINE + " --method full --block-size=64": (1, "--block-size"),
+    FINE + " --block-size 64": (1, "--block-size is for --method qlora"),
+    "generate --model {model} --top-p 0.9": (1, "--temperature"),
+    "generate --model {model} --top-k 40": (1, "--temperature"),
+    "generate --model {model} --seed 3": (1, "--temperature"),
+    "generate --model {model} --temperature 0 --top-k 5": (1, "--temperature"),
+    "generate --model {model} --chat Hello --prompt Hello": (1, "--chat"),
+    "memory --model {model} --method full --rank 4": (1, "--rank"),
+    "memory --model {model} --method full --target-modules q_proj": (1, "--target-modules"),
+    # Models and adapters
+    "finetune --model {new}": (1, "there is no model in"),
+    "finetune --model smollm2-135": (1, "did you mean smollm2-135m?"),
+    "finetune --model bse": (1, "did you mean base?"),
+    "finetune --model {home}": (1, "there is no model in"),
+    "finetune --model {text}": (1, "which is a file"),
+    "finetune --model {tokenizer}": (1, "a tokenizer alone"),
+    "finetune --model {adapter}": (1, "an adapter"),
+    "generate --model {model} --adapter {model}": (1, "adapter"),
+    "generate --model {model} --adapter {new}": (1, "missing"),
+    "generate --model {model} --prompt=": (1, "the prompt is empty"),
+    "generate --model {model} --device cuda": (1, "'cpu'"),
+    "generate --model {model} --dtype float16": (1, "set_device('cuda')"),
+    "merge --model {model} --adapter {model} --out {new}": (1, "adapter"),
+    "merge --model {model} --adapter {adapter} --out {model}": (1, "own folder"),
+    "merge --model {model} --adapter {adapter} --out {text}": (1, "is a file"),
+    "merge --model {model} --adapter {adapter} --out {new} --data {home}/no.txt": (1, "no.txt"),
+    "merge --model {model} --adapter {adapter} --out {new} --base requantized": (1, "four bits"),
+    "quantize {new} {new}2": (1, "there is no model in"),
+    "quantize {model} {model}": (1, "own folder"),
+    "quantize {model} {text}": (1, "is a file"),
+    "inspect {model}": (1, "adapter_config.json"),
+    "inspect {text}": (1, "adapter_config.json"),
+    "inspect {new}": (1, "adapter_config.json"),
+    "targets {new}": (1, "there is no model in"),
+    "memory --model {new}": (1, "there is no model in"),
+    "memory --model llama-2-70b": (1, "there is no model in"),
+    # Data
+    "data show {home}": (1, "folder"),
+    "data show {home}/no.txt": (1, "no.txt"),
+    "data show {home}/empty.txt": (1, "is empty"),
+    "data show {home}/one.txt": (1, "nothing to learn from"),
+    "data show {home}/broken.jsonl": (1, "line 2"),
+    "data show {home}/keys.jsonl": (1, "line 1"),
+    "data show {home}/list.jsonl": (1, "line 1"),
+    "data show {home}/table.csv": (1, ".jsonl"),
+    "data show {home}/array.json": (1, ".jsonl"),
+    "data show {home}/binary.txt": (1, "UTF-8"),
+    "data show {text} --model {new}": (1, "missing"),
+    "finetune --model {model} --max-seq-len 32 --out {new} --data {home}": (1, "folder"),
+    "finetune --model {model} --max-seq-len 32 --out {new} --data {home}/no.jsonl": (1, "no.jsonl"),
+    "finetune --model {model} --max-seq-len 32 --out {new} --data {home}/table.csv": (1, ".jsonl"),
+    "finetune --model {model} --max-seq-len 32 --out {new} --data {home}/binary.txt": (1, "UTF-8"),
+    "finetune --model {model} --max-seq-len 32 --out {new} --data {home}/one.txt": (1, "nothing to learn from"),
+    "finetune --model {model} --max-seq-len 32 --out {new} --data {model}/model.safetensors": (
+        1, "model.safetensors"),
+    "pretrain --out {new} --data {home}": (1, "folder"),
+    "pretrain --out {new} --tokenizer {home}": (1, "tokenizer.json"),
+    # Where results go
+    "finetune --model {model} --max-seq-len 32 --data {text} --out {text}": (1, "is a file"),
+    "finetune --model {model} --max-seq-len 32 --data {text} --out {text}/o": (1, "text.txt"),
+    "finetune --model {model} --max-seq-len 32 --data {text} --out {model}": (1, "own folder"),
+    "finetune --model {model} --max-seq-len 32 --data {text} --out /proc/o": (1, "/proc"),
+    "finetune --model {model} --max-seq-len 32 --data {text} --out {new} --resume": (1, "nothing to resume"),
+    "finetune --model {model} --max-seq-len 32 --data {text} --out {new} --target-modules q_prj": (
+        1, "did you mean 'q_proj'?"),
+    "pretrain --data {text} --out {text}": (1, "is a file"),
+}  # fmt: skip
+PLANNED = ("--resume", "q_prj", "/proc/o", "own folder")  # what is found out with the model in hand
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_mistake_on_the_command_line(line, home, tmp_path, capsys, monkeypatch):
+    code, part = COMMANDS[line]
+    names = {name: home / name for name in ("model", "tokenizer", "adapter")}
+    names |= {"home": home, "text": home / "text.txt", "new": tmp_path / "missing"}
+    words = [word.format(**names) for word in line.split(" ")]
+    before = tree(home)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    try:
+        ended = main(words)
+    except SystemExit as end:
+        ended = end.code
+    out, error = capsys.readouterr()
+    last = error.rstrip("\n").splitlines()[-1]
+    assert ended == code, error or out
+    assert part in last and is_a_sentence(re.sub(r"\S*/", "", last)), error
+    assert last.startswith("tinyllm") and ": " in last
+    assert code == 2 and error.startswith("usage: tinyllm") or error.count("\n") == 1, error
+    assert out == "" or any(word in line or word in part for word in PLANNED), out
+    assert tree(home) == before and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option, note", [(("--prompt", "Hello"), "--sample-tokens 0 writes no samples"),
+                     (("--held-out", "0", "--eval-every", "5"), "--eval-every has nothing to look at"),
+                     (("--held-out", "0", "--eval-every", "0"), ""), (("--seed", "3"), "")],
+)  # fmt: skip
+def test_an_option_that_has_nothing_to_do_is_noted(option, note, home, tmp_path, capsys):
+    line = FINE.format(model=home / "model", text=home / "text.txt", new=tmp_path / "o")
+    assert main([*line.split(), *option]) == 0
+    error = capsys.readouterr().err
+    assert note in error and error.count("note: ") == bool(note)
+    assert "given" not in json.loads((tmp_path / "o" / "run.json").read_text())
+
+
+def test_the_folder_may_bring_the_temperature(home, tmp_path, capsys):
+    shutil.copytree(home / "model", tmp_path / "m")
+    about = {"do_sample": True, "temperature": 0.7, "top_k": 9}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(about))
+    words = ["generate", "--model", str(tmp_path / "m"), "--max-new-tokens", "2"]
+    for more in (["--top-p", "0.9"], ["--seed", "3"], ["--top-k", "0"], ["--temperature", "0"]):
+        assert main([*words, *more]) == 0, more
+    capsys.readouterr()
+    assert main([*words, "--temperature", "0", "--top-k", "3"]) == 1
+    assert "give a --temperature above 0" in capsys.readouterr().err
+
+
+def test_what_was_given_is_known():
+    def given(*words):
+        return build_parser().parse_args(["finetune", *words]).given
+
+    assert given() == frozenset()
+    assert given("--rank", "8", "--dora", "--lr=1e-3") == {"rank", "dora", "lr"}
+    assert given("--block", "64", "--batch-s=3") == {"block_size", "batch_size"}
+    assert given("--lr", "-1", "--target-modules", "rank", "alpha") == {"lr", "target_modules"}
+
+
+def test_there_are_enough_of_them():
+    assert len(PYTHON) >= 120 and len(COMMANDS) >= 120
