@@ -162,6 +162,11 @@ PYTHON = {
     "Linear without a size": (lambda w: nn.Linear(0, 2), ValueError, "at least 1"),
     "Linear with a float": (lambda w: nn.Linear(2.0, 2), ValueError, "whole number"),
     "a module without forward": (lambda w: nn.Module()(1), NotImplementedError, "defines no forward()"),
+    "an array as a gain": (lambda w: F.rms_norm(tensor(2), np.ones(2)), TypeError, "wrap it: tinyllm.Tensor(x)"),
+    "an array as a bias": (lambda w: F.linear(tensor(2), tensor(2, 2), np.ones(2)), TypeError, "wrap it"),
+    "torch's gelu": (lambda w: F.gelu(tensor(2), approximate="none"), TypeError, "True (tanh) or False (erf)"),
+    "a list of angles": (
+        lambda w: F.rope(tensor(1, 1, 1, 4), [1.0], [0.0]), ValueError, "rope: cos has shape (1,)"),
     # Backward
     "backward twice": (lambda w: used().backward(), RuntimeError, "run the forward again"),
     "backward under no_grad": (lambda w: unrecorded().backward(), RuntimeError, "does not need a gradient"),
@@ -197,6 +202,8 @@ PYTHON = {
     "loss of targets beyond": (lambda w: w.model.loss([[1, 2]], [[1, 20]]), ValueError, "outside 0..19"),
     "segments of another shape": (lambda w: w.model([[1, 2]], segment_ids=[[1]]), ValueError, "segment_ids"),
     "a mask with holes": (lambda w: w.model([[1, 2, 3]], attention_mask=[[1, 0, 1]]), ValueError, "holes"),
+    "model.to": (lambda w: w.model.to("cuda"), AttributeError, "did you mean tinyllm.set_device"),
+    "model.generate": (lambda w: w.model.generate([1]), AttributeError, "tinyllm.generate.generate(model, ids)"),
     "no such weight": (lambda w: w.model.get("layers.7.norm"), (AttributeError, KeyError), "layers.7"),
     # Files
     "save of a model": (lambda w: tinyllm.save(w.model, w.new), TypeError, "model.state_dict()"),
@@ -276,6 +283,7 @@ PYTHON = {
         lambda w: lora.unmerge_lora(lora.merge_lora(adapted(), keep_base=False)), RuntimeError, "are gone"),
     "merge into nonsense": (
         lambda w: lora.merge_lora(adapted(), keep_base=False, base="nf4"), ValueError, "base must be"),
+    "untie what is kept": (lambda w: lora.merge_lora(adapted(), untie=True), ValueError, "is for keep_base=False"),
     "no parameters of adapters": (lambda w: lora.get_lora_parameters(w.model), RuntimeError, "no adapters"),
     "merge a path": (lambda w: lora.merge_lora("model"), TypeError, "a model"),
     "an adapter that is not": (lambda w: lora.set_adapter(adapted(), "b"), ValueError, "there is no adapter 'b'"),
@@ -307,6 +315,9 @@ PYTHON = {
     "a schedule that is none": (lambda w: optim.lr_factor("cosin", 0, 1, 0), ValueError, "there is no schedule"),
     "max_norm 0": (lambda w: optim.clip_grad_norm(w.model.parameters(), 0), ValueError, "max_norm must be"),
     "clip what has no gradient": (lambda w: optim.clip_grad_norm([1, 2], 1.0), TypeError, "parameters"),
+    "clip one parameter": (lambda w: optim.clip_grad_norm(w.model.norm.weight, 1.0), TypeError, "model.parameters()"),
+    "clip a model": (lambda w: optim.clip_grad_norm(w.model, 1.0), TypeError, "model.parameters()"),
+    "evaluate nothing": (lambda w: evaluate(w.model, loader(), 0), ValueError, "max_batches must be"),
     "max_steps": (lambda w: TrainConfig(max_steps=3), TypeError, "TrainConfig has no parameter 'max_steps'; did you "
                   "mean steps?"),
     "learning_rate in a config": (lambda w: TrainConfig(learning_rate=3), TypeError, "did you mean lr?"),
@@ -437,7 +448,7 @@ def test_a_mistake_in_python(name, home, tmp_path):
 
 # ------------------------------------------------------------------------------------------ the command line
 
-FINE = "finetune --model {model} --max-seq-len 32 --data {text} --out {new} --steps 1 --batch-size 2 --max-seq-len 32 --sample-tokens 0"
+FINE = "finetune --model {model} --data {text} --out {new} --steps 1 --batch-size 2 --max-seq-len 32 --sample-tokens 0"
 # A line, how it ends (1: bad input, 2: the verb's usage) and a part of what it says.
 COMMANDS = {
     # Words
@@ -451,6 +462,8 @@ COMMANDS = {
     "finetune --steps ten": (2, "--steps: invalid int value: 'ten'"),
     "finetune --steps 1.5": (2, "--steps: invalid int value"),
     "finetune --steps": (2, "--steps: expected one argument"),
+    "finetune --steps=": (2, "--steps: invalid int value: ''"),
+    "finetune --target-modules": (2, "--target-modules: expected at least one argument"),
     "finetune --lr fast": (2, "--lr: invalid float value"),
     "finetune --device gpu": (2, "invalid choice: 'gpu'"),
     "finetune --dtype fp16": (2, "invalid choice: 'fp16'"),
@@ -527,6 +540,7 @@ COMMANDS = {
     "generate --model {model} --seed 3": (1, "--temperature"),
     "generate --model {model} --temperature 0 --top-k 5": (1, "--temperature"),
     "generate --model {model} --chat Hello --prompt Hello": (1, "--chat"),
+    "generate --model {model} --template none": (1, "--template is for --chat"),
     "memory --model {model} --method full --rank 4": (1, "--rank"),
     "memory --model {model} --method full --target-modules q_proj": (1, "--target-modules"),
     # Models and adapters

@@ -40,6 +40,8 @@ def log_softmax(x: Tensor) -> Tensor:
 @of_tensor
 def gelu(x: Tensor, approximate: bool = False) -> Tensor:
     """x * Phi(x), through erf or by GPT-2's tanh formula."""
+    if not isinstance(approximate, bool):
+        raise TypeError(f"gelu: approximate is True (tanh) or False (erf), not {approximate!r}")
     be, a = of(x.data), x.data
     return op(be.gelu(a, approximate), (x, lambda g: be.gelu_backward(g, a, approximate)))
 

@@ -188,7 +188,7 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     """
     if not is_real(max_norm) or not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}; inf clips nothing")
-    params = list(params)
+    params = [None] if isinstance(params, Tensor | Module) else list(params)
     if not all(isinstance(p, Tensor) for p in params):
         raise TypeError("clip_grad_norm takes parameters, as model.parameters() gives them")
     norm = math.sqrt(sum(read(squared_norms(params))))

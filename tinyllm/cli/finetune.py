@@ -31,6 +31,7 @@ from tinyllm.cli.options import (
     megabytes,
     model_folder,
     refuse_below,
+    refuse_beyond_context,
     refuse_ignored,
     refuse_out,
     targets_of,
@@ -179,14 +180,6 @@ def refuse_settings(args: argparse.Namespace) -> None:
     if args.method == "qlora":
         check_block_size(args.block_size)
     refuse_out(Path(args.out))
-
-
-def refuse_beyond_context(max_seq_len: int, context: int) -> None:
-    """Raise ValueError for rows that are longer than what the model was made for."""
-    if max_seq_len > context:
-        raise ValueError(
-            f"--max-seq-len {max_seq_len} is beyond the model's context of {context} tokens; give that or less"
-        )
 
 
 def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:

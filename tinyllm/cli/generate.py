@@ -38,6 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.chat is not None and args.prompt is not None:
         raise ValueError("--prompt is a text to continue and --chat a message to answer; give one of them")
+    if args.chat is None and "template" in args.given:
+        raise ValueError("--template is for --chat, since a prompt is continued as it stands; leave it out")
     name, warning = choose_model(args.model, args.adapter)
     given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None}
     settings, notes = sampling(model_folder(name), given)

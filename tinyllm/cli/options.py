@@ -89,6 +89,14 @@ def refuse_below(args: argparse.Namespace, least: int, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
 
 
+def refuse_beyond_context(max_seq_len: int, context: int) -> None:
+    """Raise ValueError for rows that are longer than what the model was made for."""
+    if max_seq_len > context:
+        raise ValueError(
+            f"--max-seq-len {max_seq_len} is beyond the model's context of {context} tokens; give that or less"
+        )
+
+
 def refuse_out(out: Path) -> None:
     """Raise OSError, before any work is done, if results cannot be put into this folder."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,6 +108,11 @@ class Block(Module):
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
+# What torch's and transformers' models are asked, and what does it here.
+DEVICE = "tinyllm.set_device, before the model is made"
+THEIRS = {"to": DEVICE, "cuda": DEVICE, "generate": "tinyllm.generate.generate(model, ids)"}
+
+
 @in_our_words(DecoderConfig)
 class DecoderModel(Module):
     """A decoder-only transformer.
@@ -175,6 +180,12 @@ class DecoderModel(Module):
         self.checkpointing = False  # recompute each block in backward instead of keeping its activations
         generator = random.default if seed is None else random.Generator(seed)
         fill(self, init or gpt2_init(self, generator), storage)
+
+    if not TYPE_CHECKING:  # or every name would pass for one
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; did you mean {THEIRS[name]}?" if name in THEIRS else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     @property
     def half(self) -> bool:

@@ -34,7 +34,7 @@ def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
     TypeError
         If they have not, or x is no tensor.
     """
-    require_tensors(operation, x)
+    require_tensors(operation, x, *[y for y in others if y is not None and not hasattr(y, "storage")])
     for other in others:
         mixed = isinstance(other, Tensor) and other.dtype != x.dtype
         if mixed and not (x.dtype.itemsize == 2 and other.dtype == np.float32):
@@ -43,5 +43,5 @@ def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
 
 def check_shape(operation: str, name: str, array: Any, shape: tuple[int, ...]) -> None:
     """ValueError unless the array has this shape: what broadcasts by accident is refused."""
-    if tuple(array.shape) != shape:
-        raise ValueError(f"{operation}: {name} has shape {tuple(array.shape)}, but {shape} is needed")
+    if np.shape(array) != shape:
+        raise ValueError(f"{operation}: {name} has shape {np.shape(array)}, but {shape} is needed")

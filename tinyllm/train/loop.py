@@ -192,6 +192,8 @@ def update(optimizer: AdamW, trained: list[Parameter], norm: float, max_grad_nor
 def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None) -> float:
     """The mean loss a token over a held-out set, in evaluation mode."""
     require_loader(loader)
+    if max_batches is not None and (not is_whole(max_batches) or max_batches < 1):
+        raise ValueError(f"max_batches must be at least 1 and a whole number, not {max_batches!r}")
     training, total, live = model.training, 0.0, 0
     model.eval()
     with no_grad():
