@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.backend.names import is_share
+from tinyllm.backend.names import is_array, is_share
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
 from tinyllm.ops.checks import check_dtypes, check_shape, of_tensor
@@ -276,7 +276,7 @@ def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
 def live_targets(xp: Any, targets: Any, shape: tuple[int, ...]) -> tuple[Any, int]:
     """The labels of logits of `shape`, flat, where `xp` computes, and how many count; looked at where they are."""
     targets = targets.data if isinstance(targets, Tensor) else targets
-    labels = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    labels = targets if is_array(targets) else np.asarray(targets)
     check_shape("cross_entropy", "targets", labels, tuple(shape[:-1]))
     labels = check_targets(labels.reshape(-1), shape[-1])
     return xp.asarray(labels), count_live(labels)

@@ -90,8 +90,16 @@ def in_our_words(*also: Callable) -> Callable[[F], F]:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for a message: ``ndarray``, ``the class DecoderModel``."""
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    """What a value is, for a message: ``list``, ``torch.Tensor``, ``the class DecoderModel``."""
+    kind = value if isinstance(value, type) else type(value)
+    library = (kind.__module__ or "").partition(".")[0]
+    name = kind.__name__ if library in ("builtins", "tinyllm", "__main__", "") else f"{library}.{kind.__name__}"
+    return f"the class {name}" if kind is value else name
+
+
+def is_array(value: Any) -> bool:
+    """Whether this is an array, or has one: its dtype is NumPy's, as CuPy's are, and not torch's own."""
+    return isinstance(getattr(value, "dtype", None), np.dtype)
 
 
 def is_real(value: Any) -> bool:

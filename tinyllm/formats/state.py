@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyllm.backend.double_quant import dynamic_map
 from tinyllm.backend.half import BFLOAT16, from_bfloat16
-from tinyllm.backend.names import kind_of
+from tinyllm.backend.names import is_array, kind_of
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
 from tinyllm.frozen import stored
@@ -78,6 +78,8 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     arrays: dict[str, Any] = {}
     half: dict[str, str] = {}
     for name, weight in state.items():
+        if not is_array(weight):
+            raise TypeError(f"{name} is {kind_of(weight)}; only arrays can be saved")
         weight = stored(weight)
         if weight.frozen and weight.storage != "nf4":
             half[name] = weight.dtype.name

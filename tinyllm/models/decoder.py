@@ -14,7 +14,7 @@ import numpy as np
 from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import as_dtype
-from tinyllm.backend.names import in_our_words
+from tinyllm.backend.names import in_our_words, is_array
 from tinyllm.backend.table import of
 from tinyllm.models.build import check_storage, fill, gpt2_init
 from tinyllm.models.cache import KVCache
@@ -255,9 +255,10 @@ class DecoderModel(Module):
         """
         if targets is None:
             raise TypeError("loss takes ids and targets: of a batch pass batch.ids, batch.labels, batch.segment_ids")
-        targets = np.asarray(targets) if not hasattr(targets, "dtype") else targets
-        if tuple(targets.shape) != tuple(np.shape(ids)):
-            raise ValueError(f"ids have shape {np.shape(ids)} and targets {tuple(targets.shape)}; they must be alike")
+        ids = check_ids(ids, self.config.vocab_size)
+        targets = targets if is_array(targets) else np.asarray(targets)
+        if tuple(targets.shape) != ids.shape:
+            raise ValueError(f"ids have shape {ids.shape} and targets {tuple(targets.shape)}; they must be alike")
         x = self.hidden(ids, segment_ids, attention_mask)
         head = self.lm_head.chosen()
         if isinstance(head, Linear) and head.bias is None:

@@ -14,6 +14,13 @@ from tinyllm.nn.module import Module, Weight, placeholder
 from tinyllm.tensor import Parameter, Tensor
 
 
+def check_sizes(layer: str, *sizes: Any) -> None:
+    """ValueError unless these are sizes that a layer can have."""
+    for size in sizes:
+        if not is_whole(size) or size < 1:
+            raise ValueError(f"the sizes of {layer} must be whole numbers of at least 1, not {size!r}")
+
+
 class Linear(Module):
     """y = x W^T + b.
 
@@ -46,9 +53,7 @@ class Linear(Module):
         head: bool = False,
         residual: bool = False,
     ):
-        for size in (in_features, out_features):
-            if not is_whole(size) or size < 1:
-                raise ValueError(f"the sizes of a Linear must be whole numbers of at least 1, not {size!r}")
+        check_sizes("Linear", in_features, out_features)
         self.in_features, self.out_features = in_features, out_features
         self.fewest, self.is_head, self.residual = "float16" if head else "nf4", head, residual
         self.weight: Weight = placeholder((out_features, in_features), dtype)
@@ -82,6 +87,7 @@ class Embedding(Module):
         init: bool = True,
         fewest: str = "float16",
     ):
+        check_sizes("Embedding", num_embeddings, embedding_dim)
         self.num_embeddings, self.embedding_dim, self.fewest = num_embeddings, embedding_dim, fewest
         self.weight: Weight = placeholder((num_embeddings, embedding_dim), dtype)
         if init:
@@ -97,6 +103,7 @@ class RMSNorm(Module):
     stays_float = True
 
     def __init__(self, size: int, eps: float = 1e-6, dtype: Any = np.float32):
+        check_sizes("RMSNorm", size)
         self.weight, self.eps = Parameter(to_device(np.ones(size, dtype))), eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,6 +116,7 @@ class LayerNorm(Module):
     stays_float = True
 
     def __init__(self, size: int, eps: float = 1e-5, dtype: Any = np.float32):
+        check_sizes("LayerNorm", size)
         self.weight, self.bias = Parameter(to_device(np.ones(size, dtype))), Parameter(to_device(np.zeros(size, dtype)))
         self.eps = eps
 
