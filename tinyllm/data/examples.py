@@ -133,6 +133,8 @@ def fit(examples: Sequence[Example], max_seq_len: int | None) -> Dataset:
     kept = tuple(piece for piece in pieces if piece.live)
     if not kept:
         remedy = "give a longer text, or records with an answer"
+        if data.masked:
+            remedy = "every answer is left unlearned, as its keys ask; take them away from some"
         if any(example.live for example in data):
             remedy = f"every answer starts beyond the first {limit} tokens; raise max_seq_len or shorten the prompts"
         raise ValueError(f"there is nothing to learn from: {remedy}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tinyllm.data.examples import IGNORE, Dataset, Example, fit
-from tinyllm.data.notes import Notes, beginning_twice, begins_twice, larger_tokenizer
+from tinyllm.data.notes import Notes, beginning_twice, begins_twice, has_unknown, larger_tokenizer, unknown
 from tinyllm.data.records import PLAIN_CHAT, TEMPLATE, Record, read_record, read_source, refuse_half_characters
 from tinyllm.data.tokenizer import Tokenizer
 
@@ -108,6 +108,7 @@ def _running_text(name: str, text: str, tokenizer: Tokenizer, vocab_size: int | 
         raise ValueError(f"{name}: {error}") from error
     tokens = np.array(ids, dtype=np.int64)
     notes = [beginning_twice(tokenizer)] if begins_twice(ids, tokenizer) else []
+    notes += [unknown(tokenizer)] if has_unknown(tokens, tokenizer) else []
     notes += larger_tokenizer(tokenizer, vocab_size)
     return Dataset((Example(tokens[:-1], tokens[1:]),), plain=True, notes=tuple(notes))
 
