@@ -139,6 +139,7 @@ class Run(Observer):
                 self.blocks.enter_context(alone_in(self.folder))
                 sweep(self.folder)
         if self.folder is not None and self.resume:
+            list(records(self.folder / LOG))  # refuses a damaged one, before anything is put back
             about = load_checkpoint(self.folder / CHECKPOINT, model, optimizer, self.settings)
             self.start = self.done = self.saved = about["step"]
             self.tokens, seconds = about["tokens"], about["seconds"]
