@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from tinyllm import assets
 from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, load_model, model_folder
+from tinyllm.cli.results import add_force, refuse_to_replace
 from tinyllm.data.batches import Loader
 from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
@@ -56,6 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--untie", action="store_true", help="give a head that is tied to the embedding a weight of its own, if adapted"
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the merged model goes")
+    add_force(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--out is the {kind}'s own folder {folder}, which merging would overwrite; name another folder"
             )
+    refuse_to_replace(out, args.force)
     model, tokenizer, base = load_base(name, args.adapter, args.base_storage, args.device, args.dtype)
     load_adapter(model, args.adapter)
     model.eval()
