@@ -207,6 +207,20 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_the_earlier_one(rea
     assert files(tmp_path) == earlier
 
 
+def test_interrupted_with_no_room_for_a_checkpoint(tmp_path, monkeypatch):
+    run(tmp_path)
+    earlier = files(tmp_path)
+
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(run_module, "save_checkpoint", full)
+    at(module, "evaluate", 2, monkeypatch)
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path, config=TrainConfig(steps=4, lr=1e-3, eval_every=2, seed=3))
+    assert files(tmp_path) == earlier
+
+
 def test_a_run_that_is_shot_keeps_the_earlier_one_aside_however_often(tmp_path):
     run(tmp_path)
     earlier = files(tmp_path)

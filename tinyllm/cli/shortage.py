@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tinyllm.cli.memory import estimate
+from tinyllm.cli.memory import EXPLAINED
 from tinyllm.cli.options import megabytes
 from tinyllm.inspect.memory import peak_memory
 from tinyllm.inspect.plan import Plan
@@ -26,15 +26,19 @@ def telling_the_plan(planned: Plan) -> Iterator[None]:
     except MemoryFull:
         raise
     except MemoryError as error:
-        raise MemoryFull(f"there is too little memory for what is needed: {estimate(planned)}") from error
+        parts = [f"{EXPLAINED[name]} {megabytes(n)}" for name, n in planned.by_category().items() if n]
+        raise MemoryFull(
+            f"there is too little memory: about {megabytes(planned.peak)} are needed ({', '.join(parts)})"
+        ) from error
 
 
 def shortage(args: argparse.Namespace, error: MemoryError) -> str:
     """The sentence about memory that ran out."""
-    what = str(error)
-    if not isinstance(error, MemoryFull):
+    if isinstance(error, MemoryFull):
+        what = error.what
+    else:
         held = f", beside the {megabytes(peak_memory())} that were held" if peak_memory() is not None else ""
-        what = f"there is too little memory{held}{f' ({what})' if what else ''}"
+        what = f"there is too little memory{held}{f' ({error})' if str(error) else ''}"
     options = remedies(args)
     advice = f"try {', '.join(options)}" if options else "close other programs, or use a machine with more memory"
     return f"{what}; {advice}"

@@ -80,11 +80,12 @@ def train(
     run = Run(Path(out) if out is not None else None, config, resume, settings or {}, report)
     with run.blocks, run.gate:
         try:
-            with explaining_out_of_memory(model, lambda: run.optimizer):
-                fit(model, loader, held_out, config, run)
-        except KeyboardInterrupt:
-            raise run.interrupted() from None
-        except Exception:
+            try:
+                with explaining_out_of_memory(model, lambda: run.optimizer):
+                    fit(model, loader, held_out, config, run)
+            except KeyboardInterrupt:
+                raise run.interrupted() from None
+        except Exception:  # of saving what is interrupted, too
             run.failed()
             raise
     return run.result()

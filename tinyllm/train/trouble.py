@@ -127,7 +127,17 @@ def watching_outputs(model: Module) -> Iterator[list[str]]:
 
 
 class MemoryFull(MemoryError):
-    """Too little memory for a run; the message says what was held, and what to lower."""
+    """Too little memory for a run; the message says what was held, and what to lower.
+
+    Attributes
+    ----------
+    what : str
+        The message without the advice.
+    """
+
+    def __init__(self, what: str, advice: str = ""):
+        super().__init__(f"{what}; {advice}" if advice else what)
+        self.what = what
 
 
 @contextmanager
@@ -148,7 +158,8 @@ def explaining_out_of_memory(model: Module, optimizer: Callable[[], AdamW | None
             used, what = backend().xp.get_default_memory_pool().used_bytes(), "the GPU's memory is full"
         else:
             used, what = resident_memory() or 0, "there is too little memory"
-        raise MemoryFull(f"{what}: {_remedy(holdings(model, optimizer()), used)}") from None
+        listed, advice = _remedy(holdings(model, optimizer()), used)
+        raise MemoryFull(f"{what}: {listed}", advice) from None
 
 
 def holdings(model: Module, optimizer: AdamW | None) -> dict[str, int]:
@@ -164,7 +175,7 @@ def holdings(model: Module, optimizer: AdamW | None) -> dict[str, int]:
     }
 
 
-def _remedy(sizes: dict[str, int], used: int) -> str:
+def _remedy(sizes: dict[str, int], used: int) -> tuple[str, str]:
     """The sizes, and what to do about the largest."""
     sizes = {**sizes, "activations": max(0, used - sum(sizes.values()))}
     largest = max(sizes, key=lambda name: sizes[name])
@@ -173,4 +184,4 @@ def _remedy(sizes: dict[str, int], used: int) -> str:
         "the frozen base": "keep it in fewer bits (--method qlora, or storage='nf4')",
         "activations": "use a smaller batch or shorter sequences, or turn checkpointing on",
     }
-    return f"{listed}; {advice.get(largest, 'train less of the model, with a smaller rank or fewer target modules')}"
+    return listed, advice.get(largest, "train less of the model, with a smaller rank or fewer target modules")
