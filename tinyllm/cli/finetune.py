@@ -37,7 +37,17 @@ from tinyllm.cli.options import (
     targets_of,
 )
 from tinyllm.cli.progress import draw_losses
-from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
+from tinyllm.cli.results import (
+    ADAPTER,
+    BESIDE,
+    MODEL,
+    RUN,
+    alone,
+    refuse_what_no_run_wrote,
+    remove_other_results,
+)
+from tinyllm.cli.shortage import telling_the_plan
+from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
@@ -56,11 +66,6 @@ from tinyllm.train import TrainConfig
 
 BLOCK_SIZE = 64  # what storage="nf4" quantises with
 READ_WHOLE = 1 << 26  # bytes of a file up to which a fingerprint reads it
-RUN = "run.json"  # the settings of the run whose results stand beside it
-RESULTS = (
-    RUN, "adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors", "tokenizer.json",
-    "tokenizer_config.json", "loss.png",
-)  # fmt: skip
 # By method: for the embedded base, which is so small that it stands large steps, for a model of `tinyllm fetch`, small
 # enough for larger ones than usual, and for a checkpoint of one's own.
 LEARNING_RATES = {"full": (1e-3, 2e-5, 2e-5), "lora": (1e-2, 1e-3, 2e-4), "qlora": (1e-2, 1e-3, 2e-4)}
@@ -107,7 +112,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_fields(lora, TrainConfig, "loraplus_ratio")
     run = parser.add_argument_group("training")
     numbers = ("steps", "lr", "schedule", "warmup", "weight_decay", "max_grad_norm", "grad_accum")
-    add_fields(run, TrainConfig, *numbers, "eval_every", "save_every", "seed", **TRAINING)
+    add_fields(run, TrainConfig, *numbers, "eval_every", "eval_batches", "save_every", "seed", **TRAINING)
     run.add_argument(
         "--checkpointing", action="store_true", help="recompute blocks instead of keeping their activations"
     )
@@ -122,10 +127,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    console = Console(highlight=False)
     refuse_settings(args)
     set_device(args.device)
     folder, out = model_folder(args.model), Path(args.out)
+    with alone(out):
+        finetune(args, folder, out, Console(highlight=False))
+
+
+def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console) -> None:
+    """The verb, with the folder to itself. Nothing in it is touched before everything that can be refused was seen."""
+    refuse_own_folder(out, folder)
+    refuse_what_no_run_wrote(out)
     shape = load_config(folder)
     refuse_beyond_context(args.max_seq_len, shape.max_seq_len)
     lr = default_lr(args.model, args.method) if args.lr is None else args.lr
@@ -148,22 +160,26 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size, seq_len=args.max_seq_len, checkpointing=args.checkpointing,
     )  # fmt: skip
     console.print(estimate(planned), soft_wrap=True)
-    model = DecoderModel.from_pretrained(folder, storage=storage, dtype=args.dtype)
-    prepare(model, args.method, adapter, args.block_size)
-    model.checkpointing = args.checkpointing
-    if not args.resume:
-        clear(out, folder, console)
-    console.print(
-        f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
-    )
-    show_data(console, data)
-    console.print(trainable_summary(model))
-    before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
-    settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
-    result = train_with_bar(model, data, config, out, args.resume, settings, console)
-    lines = save(model, tokenizer, out, args.model, args.method)  # before anything else can fail
-    lines += save_about(out, {**vars(args), "lr": lr})
-    after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
+    with telling_the_plan(planned):
+        model = DecoderModel.from_pretrained(folder, storage=storage, dtype=args.dtype)
+        prepare(model, args.method, adapter, args.block_size)
+        model.checkpointing = args.checkpointing
+        if not args.resume and (out / RUN).is_file():
+            line = f"replacing the earlier run in {escape(str(out))} once this one's results are there"
+            console.print(line, soft_wrap=True)
+        console.print(
+            f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
+        )
+        show_data(console, data)
+        console.print(trainable_summary(model))
+        before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
+        settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
+        with alone(out, make=not args.resume):
+            result = train_with_bar(model, data, config, out, args.resume, settings, console)
+            with results_follow():  # before anything else can fail
+                lines = save(model, tokenizer, out, args.model, args.method)
+                lines += save_about(out, {**vars(args), "lr": lr})
+        after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
     show_result(console, result, planned, lines)
 
@@ -215,25 +231,17 @@ def prompt_of(prompt: str | None, data: str | None) -> str | None:
     """What the samples continue: ``--prompt``, or what suits the embedded data, or nothing."""
     if prompt is None:
         return ":hacker:\n" if data is None else None
+    if not prompt:
+        raise ValueError("--prompt is empty; give it a text to continue, or leave it out")
     return prompt.replace("\\n", "\n")
 
 
-def clear(out: Path, model: Path, console: Console) -> None:
-    """Remove an earlier run's results, so that they cannot be taken for this one's; only what run.json vouches for.
-
-    Raises
-    ------
-    ValueError
-        If the folder is the model's own.
-    """
+def refuse_own_folder(out: Path, model: Path) -> None:
+    """Raise a ValueError if the folder is the model's own."""
     if out.resolve() == model.resolve():
         raise ValueError(
             f"--out is the model's own folder {out}, which the results would overwrite; name another folder"
         )
-    if (out / RUN).is_file():
-        console.print(f"replacing the earlier run in {escape(str(out))}", soft_wrap=True)
-        for name in RESULTS:
-            (out / name).unlink(missing_ok=True)
 
 
 def storage_of(method: str, block_size: int) -> str:
@@ -282,12 +290,14 @@ def sample(
 
 
 def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:
-    """Write the adapter, or the whole model; returns a line that says so."""
+    """Write the adapter, or the whole model, in the place of an earlier run's; returns a line that says so."""
     if method == "full":
         model.save_pretrained(out)
         tokenizer.save(out)
+        remove_other_results(out, (*MODEL, *BESIDE))
         return [f"model in {out}: config.json, model.safetensors, tokenizer.json"]
     save_adapter(model, out, base_model_name_or_path=base)
+    remove_other_results(out, ADAPTER)
     size = (out / "adapter_model.safetensors").stat().st_size
     return [f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"]
 
