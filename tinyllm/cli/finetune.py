@@ -19,12 +19,11 @@ from tinyllm import assets
 from tinyllm.backend import random
 from tinyllm.backend.device import set_device
 from tinyllm.cli import fetch
-from tinyllm.cli.memory import estimate
+from tinyllm.cli.memory import estimate, storage_in
 from tinyllm.cli.options import EMBEDDED, add_fields, add_model, chosen, megabytes, model_folder, targets_of
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.training import add_run, loaders, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
-from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
 from tinyllm.generate import generate
 from tinyllm.inspect.plan import Plan, plan
@@ -205,10 +204,7 @@ def storage_of(method: str, block_size: int) -> str:
 
 def plan_of(model: Path, shape: DecoderConfig, method: str, storage: str, adapter: dict[str, Any], **rows: Any) -> Plan:
     """What the run will hold, before anything of the model is read; `rows` says how many and how long they are."""
-    stored, full = model / "config.json", method == "full"
-    if not full and stored.is_file() and json_file.read(stored).get("quantization_config"):
-        storage = "nf4"  # what is stored so stays so
-    targets = None if full else adapter["target_modules"]
+    storage, targets = storage_in(model, method, storage), None if method == "full" else adapter["target_modules"]
     also = {name: adapter[name] for name in ("rank", "dropout", "use_dora")}
     return plan(shape, method, storage=storage, target_modules=targets, **also, **rows)
 
