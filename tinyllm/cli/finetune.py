@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from rich.markup import escape
 from tinyllm import assets
 from tinyllm.backend import random
 from tinyllm.backend.device import set_device
-from tinyllm.cli import fetch
 from tinyllm.cli.memory import estimate, storage_in
 from tinyllm.cli.options import EMBEDDED, add_fields, add_model, chosen, megabytes, model_folder, targets_of
 from tinyllm.cli.progress import draw_losses
@@ -32,6 +32,7 @@ from tinyllm.lora.peft.adapter import save_adapter
 from tinyllm.lora.verbs import apply_lora, trainable_summary
 from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints.folder import load_config
+from tinyllm.models.checkpoints.named import is_built_in
 from tinyllm.models.config import DecoderConfig
 from tinyllm.qlora import apply_qlora
 from tinyllm.train import TrainConfig
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     lines += save_about(out, {**vars(args), "lr": lr})
     after = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
     show_samples(console, prompt, before, after)
-    show_result(console, result, planned, lines)
+    show_result(console, result, planned, [*lines, next_command(args.model, args.method, out)])
 
 
 def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:
@@ -159,17 +160,27 @@ def show_result(console: Console, result: dict[str, Any], planned: Plan, lines: 
         change = 100 * (result["after"] / result["before"] - 1)
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f} ({change:+.1f} %)")
     console.print(
-        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])} "
-        f"(planned {megabytes(planned.peak)})"
+        f"{result['tokens']:,} tokens learned in {result['seconds']:.0f} s, "
+        f"peak memory {megabytes(result['peak_memory'])} (planned {megabytes(planned.peak)})"
     )
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
+def next_command(model: str, method: str, out: Path) -> str:
+    """How to try what came out."""
+    if method == "full":
+        return f'try it: tinyllm generate --model {shlex.quote(str(out))} --prompt "..."'
+    base = "" if model == EMBEDDED else f"--model {shlex.quote(model)} "
+    return f'try it: tinyllm generate {base}--adapter {shlex.quote(str(out))} --prompt "..."'
+
+
 def default_lr(model: str, method: str) -> float:
     """The learning rate of a run that names none."""
     embedded, fetched, other = LEARNING_RATES[method]
-    return embedded if model == EMBEDDED else fetched if model in fetch.MODELS else other
+    if not is_built_in(model):
+        return other
+    return embedded if model == EMBEDDED else fetched
 
 
 def prompt_of(prompt: str | None, data: str | None) -> str | None:

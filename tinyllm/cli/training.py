@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from tinyllm.backend.cpu.malloc import keep_freed_memory
@@ -54,5 +55,10 @@ def train_with_bar(
         "held_out_fingerprint": held_out.fingerprint() if held_out is not None else None,
     }
     keep_freed_memory()  # this process trains and ends
-    with TrainingBar(config.steps, console) as bar:
+    each = config.grad_accum
+
+    def tokens_of(step: int) -> int:
+        return sum(int(np.count_nonzero(loader.batch((step - 1) * each + i).segment_ids)) for i in range(each))
+
+    with TrainingBar(config.steps, console, tokens_of) as bar:
         return train(model, loader, held_out, config, out, resume=resume, settings=settings, report=bar.report)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyllm.models.checkpoints import named
+
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 WANTED = ["*.safetensors", "*.json", "*.jinja"]  # never a pickle
 # By huggingface_hub's classes of errors; one that needs consent is also one that is not found.
@@ -27,7 +29,8 @@ def find(name: Any) -> Path:
     Parameters
     ----------
     name : str or Path
-        A folder, a file, or ``owner/name`` as on the hub. What looks like both is a path if its parent folder exists.
+        A folder, a file, ``base`` or the name of a fetched model (`named.find`), or ``owner/name`` as on the hub. What
+        looks like both is a path if its parent folder exists.
 
     Returns
     -------
@@ -42,7 +45,7 @@ def find(name: Any) -> Path:
     ImportError
         If huggingface_hub is not installed.
     """
-    path = Path(name)
+    path = Path(named.find(name))
     if path.exists() or path.suffix == ".gguf" or path.parent.is_dir() and path.parent != Path("."):
         return path
     if not re.fullmatch(REPOSITORY, str(name)):
