@@ -63,7 +63,7 @@ class Backend:
             work(piece)
 
     def in_turn(self, pieces: Sequence[Any]) -> Sequence[Any]:
-        """The pieces that are worked at one after the other, each larger than the one before but for the last: all."""
+        """The pieces that are worked at one after the other, none smaller than the one before but for the last: all."""
         return pieces
 
     def hold(self) -> AbstractContextManager:
