@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ from rich.markup import escape
 from tinyllm import assets
 from tinyllm.backend import random
 from tinyllm.backend.device import set_device
-from tinyllm.cli import fetch
 from tinyllm.cli.generate import asked
-from tinyllm.cli.memory import estimate
+from tinyllm.cli.memory import estimate, storage_in
 from tinyllm.cli.options import (
     EMBEDDED,
     add_fields,
@@ -46,20 +46,20 @@ from tinyllm.cli.results import (
     refuse_what_no_run_wrote,
     remove_other_results,
 )
+from tinyllm.cli.samples import prompt_of, sample, show_samples
 from tinyllm.cli.shortage import telling_the_plan
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
-from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
 from tinyllm.frozen.nf4 import check_block_size
-from tinyllm.generate import generate
 from tinyllm.inspect.plan import Plan, plan
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.peft.adapter import save_adapter
 from tinyllm.lora.verbs import apply_lora, trainable_summary
 from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints.folder import load_config
+from tinyllm.models.checkpoints.named import is_built_in
 from tinyllm.models.config import DecoderConfig
 from tinyllm.qlora import apply_qlora
 from tinyllm.train import TrainConfig
@@ -181,7 +181,7 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
                 lines += save_about(out, {**vars(args), "lr": lr})
         after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
-    show_result(console, result, planned, lines)
+    show_result(console, result, planned, [*lines, next_command(args.model, args.method, out)])
 
 
 def refuse_settings(args: argparse.Namespace) -> None:
@@ -198,42 +198,33 @@ def refuse_settings(args: argparse.Namespace) -> None:
     refuse_out(Path(args.out))
 
 
-def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:
-    """The two continuations, one below the other; nothing where there is none."""
-    if prompt is None or before is None or after is None:
-        return
-    for title, continuation in (("before", before), ("after", after)):
-        console.rule(f"sample {title}", align="left")
-        console.print(escape(prompt + continuation))
-    console.rule()
-
-
 def show_result(console: Console, result: dict[str, Any], planned: Plan, lines: list[str]) -> None:
     """What the run came to, and which files it wrote."""
     if result["before"] is not None:
         change = 100 * (result["after"] / result["before"] - 1)
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f} ({change:+.1f} %)")
     console.print(
-        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])} "
-        f"(planned {megabytes(planned.peak)})"
+        f"{result['tokens']:,} tokens learned in {result['seconds']:.0f} s, "
+        f"peak memory {megabytes(result['peak_memory'])} (planned {megabytes(planned.peak)})"
     )
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
+def next_command(model: str, method: str, out: Path) -> str:
+    """How to try what came out."""
+    if method == "full":
+        return f'try it: tinyllm generate --model {shlex.quote(str(out))} --prompt "..."'
+    base = "" if model == EMBEDDED else f"--model {shlex.quote(model)} "
+    return f'try it: tinyllm generate {base}--adapter {shlex.quote(str(out))} --prompt "..."'
+
+
 def default_lr(model: str, method: str) -> float:
     """The learning rate of a run that names none."""
     embedded, fetched, other = LEARNING_RATES[method]
-    return embedded if model == EMBEDDED else fetched if model in fetch.MODELS else other
-
-
-def prompt_of(prompt: str | None, data: str | None) -> str | None:
-    """What the samples continue: ``--prompt``, or what suits the embedded data, or nothing."""
-    if prompt is None:
-        return ":hacker:\n" if data is None else None
-    if not prompt:
-        raise ValueError("--prompt is empty; give it a text to continue, or leave it out")
-    return prompt.replace("\\n", "\n")
+    if not is_built_in(model):
+        return other
+    return embedded if model == EMBEDDED else fetched
 
 
 def refuse_own_folder(out: Path, model: Path) -> None:
@@ -251,10 +242,7 @@ def storage_of(method: str, block_size: int) -> str:
 
 def plan_of(model: Path, shape: DecoderConfig, method: str, storage: str, adapter: dict[str, Any], **rows: Any) -> Plan:
     """What the run will hold, before anything of the model is read; `rows` says how many and how long they are."""
-    stored, full = model / "config.json", method == "full"
-    if not full and stored.is_file() and json_file.read(stored).get("quantization_config"):
-        storage = "nf4"  # what is stored so stays so
-    targets = None if full else adapter["target_modules"]
+    storage, targets = storage_in(model, method, storage), None if method == "full" else adapter["target_modules"]
     also = {name: adapter[name] for name in ("rank", "dropout", "use_dora")}
     return plan(shape, method, storage=storage, target_modules=targets, **also, **rows)
 
@@ -276,17 +264,6 @@ def fingerprint(model: Path) -> str:
         if size <= READ_WHOLE:
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def sample(
-    model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, chat: bool, tokens: int, seed: int
-) -> str | None:
-    """What the model makes of the prompt: how the text goes on, or in a chat what it answers."""
-    if prompt is None or tokens < 1:
-        return None
-    prompt_ids, stop = asked(tokenizer, prompt, prompt if chat else None)
-    ids = generate(model, prompt_ids, tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
-    return tokenizer.decode(ids) if chat else tokenizer.decode_after(prompt_ids, ids)
 
 
 def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:
