@@ -22,6 +22,7 @@ from tinyllm.cli import fetch
 from tinyllm.cli.memory import estimate
 from tinyllm.cli.options import EMBEDDED, add_fields, add_model, chosen, megabytes, model_folder, targets_of
 from tinyllm.cli.progress import draw_losses
+from tinyllm.cli.tokenizer_files import add_ids
 from tinyllm.cli.training import add_run, loaders, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     before = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
     settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
     result = train_with_bar(model, data, config, out, args.resume, settings, console)
-    lines = save(model, tokenizer, out, args.model, args.method)  # before anything else can fail
+    lines = save(model, tokenizer, out, args.method)  # before anything else can fail
     lines += save_about(out, {**vars(args), "lr": lr})
     after = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
     show_samples(console, prompt, before, after)
@@ -241,13 +242,14 @@ def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, tokens
     return tokenizer.decode(ids)
 
 
-def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:
+def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, method: str) -> list[str]:
     """Write the adapter, or the whole model; returns a line that says so."""
     if method == "full":
+        add_ids(model, tokenizer)
         model.save_pretrained(out)
         tokenizer.save(out)
         return [f"model in {out}: config.json, model.safetensors, tokenizer.json"]
-    save_adapter(model, out, base_model_name_or_path=base)
+    save_adapter(model, out)
     size = (out / "adapter_model.safetensors").stat().st_size
     return [f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"]
 

@@ -14,6 +14,7 @@ from tinyllm import assets
 from tinyllm.backend.device import set_device
 from tinyllm.cli.options import EMBEDDED, add_device, add_fields, chosen, megabytes, model_folder
 from tinyllm.cli.progress import draw_losses
+from tinyllm.cli.tokenizer_files import add_ids
 from tinyllm.cli.training import add_run, loaders, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     # The starting weights are a function of the model's shape and the seed.
     settings = {name: getattr(args, name) for name in ("batch_size", "max_seq_len", "held_out")}
     result = train_with_bar(model, data, config, out, args.resume, {**settings, "model": model.describe()}, console)
+    add_ids(model, tokenizer)
     model.save_pretrained(out)
     tokenizer.save(out)
     draw_losses(out / "log.jsonl", out / "loss.png")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.formats import json_file
+from tinyllm.formats.foreign import refuse_pointer
 
 # Used only where no configuration file names the token, and only if the tokenizer itself marks it as special.
 USUAL = {
@@ -42,6 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _text(file: Path) -> str:
+    refuse_pointer(file, pages=False)
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
