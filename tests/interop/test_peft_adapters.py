@@ -275,12 +275,12 @@ def test_one_training_step_moves_the_same_way(bases, tmp_path, family, dora):
     ours.loss(IDS, targets).backward()
     logits = theirs(torch.tensor(IDS)).logits
     torch.nn.functional.cross_entropy(logits.reshape(-1, 80), torch.tensor(targets).reshape(-1)).backward()
-    from tinyllm.lora.peft.adapter import held
+    from tinyllm.lora.peft.adapter import parts_of
     from tinyllm.lora.peft.keys import Names
 
     names, wanted = Names(ours), {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
     found = 0
-    for (path, part), p in held(ours, "default").items():
+    for (path, part), p in parts_of(ours, "default").items():
         stem, _, suffix = names.key(path, part, True).rpartition(".lora_")
         if part == "bias":
             key = names.key(path, part, True)
