@@ -76,7 +76,7 @@ class TrainedBias(Module):
     trained_bias: Parameter | None = None
 
 
-# An adapter's weights: what they are called here, and in PEFT's files.
+# The weights that PEFT's adapters have: what they are called here, and in its files.
 PARTS = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
@@ -184,9 +184,9 @@ class LoRALinear(Module):
         return list(self.adapters)
 
     def parts(self, name: str) -> dict[str, Parameter]:
-        """What this adapter holds here, under the names that PEFT's files use."""
-        own = vars(self.adapters[name])
-        return {called: own[part] for part, called in PARTS.items() if own.get(part) is not None}
+        """What this adapter trains here, under the names that PEFT's files use."""
+        own = vars(self.adapters[name]).items()
+        return {PARTS.get(part, part): p for part, p in own if isinstance(p, Parameter)}
 
     def tree(self) -> list[str]:
         """One line: the base's weight, each adapter with its rank and scale, and the state."""

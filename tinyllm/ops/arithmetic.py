@@ -195,8 +195,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     """
     a, b = pair(a, b)
     xp = of(a.data).xp
-    mask = condition.data if isinstance(condition, Tensor) else xp.asarray(condition)
-    mask = mask if mask.dtype == bool else mask != 0
+    mask = (condition.data if isinstance(condition, Tensor) else xp.asarray(condition)).astype(bool, copy=False)
     return op(
         xp.where(mask, a.data, b.data),
         (a, lambda g: xp.where(mask, g, 0)),
