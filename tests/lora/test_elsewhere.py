@@ -31,7 +31,7 @@ def saved(folder, model, targets="all-linear", base="the/base", **options):
 
 ELSEWHERE = {
     "more layers": (dict(layers=5), ["q_proj"], "5 layers of 32; this model has 2 of 32"),
-    "fewer layers": (dict(layers=1), ["q_proj"], "1 layers of 32; this model has 2 of 32"),
+    "fewer layers": (dict(layers=1), ["q_proj"], "1 layer of 32; this model has 2 of 32"),
     "wider": (dict(hidden=64), ["q_proj"], "2 layers of 64; this model has 2 of 32"),
     "both": (dict(layers=3, hidden=16), ["v_proj", "down_proj"], "3 layers of 16; this model has 2 of 32"),
     "by what ends in the width": (dict(hidden=64), ["out_proj"], "2 layers of 64; this model has 2 of 32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,10 +14,14 @@ from gguf_files import write
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tinyllm
 from tinyllm import assets
+from tinyllm.cli import main
 from tinyllm.frozen.nf4 import NF4Weight
+from tinyllm.lora import apply_lora, merge_lora
 from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints import hub
+from tinyllm.models.checkpoints.generation import recommended
 from tinyllm.models.checkpoints.origin import Origin
 from tinyllm.models.config import llama_shape
 
@@ -158,6 +163,40 @@ def test_where_peft_finds_a_base(tmp_path, monkeypatch):
     assert hub.find("g") == Path("g")  # two: neither is meant
     (tmp_path / "g" / "b.gguf").unlink()
     assert hub.find("g") == Path("g/a.gguf")
+
+
+def test_a_merged_model_is_another_base_until_it_is_saved(tmp_path):
+    """What an adapter records is where its base can be read, never the base of what was merged into it."""
+    base(tmp_path / "m")
+    model = apply_lora(DecoderModel.from_pretrained(tmp_path / "m"), rank=2, verbose=False)
+    merge_lora(model, keep_base=False)
+    for name, place in (("a", None), ("b", str(tmp_path / "o"))):
+        if place:
+            model.save_pretrained(tmp_path / "o")
+        adapted = apply_lora(copy.deepcopy(model), rank=2, verbose=False)
+        tinyllm.save_adapter(adapted, tmp_path / name)
+        assert read(tmp_path / name, "adapter_config.json")["base_model_name_or_path"] == place
+    assert read(tmp_path / "o")["eos_token_id"] == 0
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "merges.txt", "tokenizer.json"])
+def test_a_pointer_among_a_tokenizers_files_is_not_copied(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\n"
+    model = DecoderModel.from_pretrained(base(tmp_path / "m", files={name: pointer}))
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer"):
+        model.save_pretrained(tmp_path / "o")
+    assert not list((tmp_path / "o").iterdir())
+    for verb in (["quantize", str(tmp_path / "m"), str(tmp_path / "q")],):
+        assert main(verb) == 1 and not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("ends", [7, [7, 9]])
+def test_generation_ends_at_every_id_that_a_folder_or_a_gguf_file_names(tmp_path, ends):
+    base(tmp_path / "m", eos_token_id=ends)
+    ids = (7, 9) if isinstance(ends, list) else (7,)
+    assert recommended(tmp_path / "m") == ({"stop": ids}, [])
+    said = {f"tokenizer.ggml.{name}_token_id": id for name, id in zip(("eos", "eot"), ids, strict=False)}
+    assert recommended(write(tmp_path / "m.gguf", small("llama"), "llama", said)) == ({"stop": ids}, [])
 
 
 def poisoned(storage, double_quant=True):

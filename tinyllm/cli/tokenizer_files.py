@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
-from tinyllm.models.checkpoints.origin import Origin, copy_tokenizer, has_tokenizer
+from tinyllm.models.checkpoints.origin import Origin, copy_tokenizer, has_tokenizer, refuse_pointers
 
 
 def tokenizer_of(source: Path) -> tuple[Tokenizer | None, str]:
@@ -15,8 +15,9 @@ def tokenizer_of(source: Path) -> tuple[Tokenizer | None, str]:
     Raises
     ------
     ValueError
-        If a folder's tokenizer.json is damaged.
+        If a folder's tokenizer.json is damaged, or a pointer stands in the place of one of its tokenizer's files.
     """
+    refuse_pointers(source)
     try:
         return Tokenizer.load(source), "tokenizer.json"
     except FileNotFoundError:

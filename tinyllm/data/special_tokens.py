@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.formats import json_file
+from tinyllm.formats.atomic import write_text
 from tinyllm.formats.foreign import refuse_pointer
 
 # Used only where no configuration file names the token, and only if the tokenizer itself marks it as special.
@@ -48,6 +49,15 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not valid UTF-8: fetch or save it again") from error
+
+
+def renew_template(folder: Path, template: str | None) -> None:
+    """Have a chat_template.jinja that is there, and wins over tokenizer_config.json, say the same."""
+    file = folder / "chat_template.jinja"
+    if file.exists() and template is not None:
+        write_text(file, template)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def default_template(template: Any) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data import labels, pieces
+from tinyllm.data import labels, pieces, special_tokens
 from tinyllm.data.chat import ChatTemplate
 from tinyllm.data.messages import check_messages, plain_chat
 from tinyllm.data.special_tokens import NAMES, beginning, default_template, find, make_units, read_config, spelled
@@ -211,7 +211,7 @@ class Tokenizer:
         config["chat_template"] = named if default_template(named) == self.chat_template else self.chat_template
         write_text(folder / "tokenizer.json", self._inner.to_str(pretty=True))
         write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        (folder / "chat_template.jinja").unlink(missing_ok=True)  # of an earlier tokenizer: it would win
+        special_tokens.renew_template(folder, self.chat_template)
 
     def apply_chat(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False

@@ -7,6 +7,7 @@ rounded to four bits again, it answers otherwise than it was trained to; `tinyll
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tinyllm.backend.table import of
@@ -97,6 +98,8 @@ def _merge_for_good(model: Module, base: Any, untie: bool) -> None:
         model.config.tie_embeddings = False
     adapter_configs(model).clear()
     remembered(model).merged_for_good = True
+    if getattr(model, "origin", None):  # the base that it was read from is another model now
+        model.origin = replace(model.origin, name="")  # type: ignore[attr-defined]
 
 
 def _plain(path: str, adapted: LoRALinear, base: Any) -> Linear:

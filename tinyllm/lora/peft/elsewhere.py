@@ -67,8 +67,8 @@ def refuse_another_base(
     if layers > config.num_layers or fewer or width not in (None, config.hidden_size):
         of = f" of {width}" if width else ""
         raise ValueError(
-            f"the adapter in {where} belongs to {base or 'another model'}: {layers} layers{of}; this model has "
-            f"{config.num_layers} of {config.hidden_size}; nothing was changed"
+            f"the adapter in {where} belongs to {base or 'another model'}: {layers} layer{'s' * (layers != 1)}{of}; "
+            f"this model has {config.num_layers} of {config.hidden_size}; nothing was changed"
         )
     rows = _vocabulary(names, shapes)
     if rows not in (None, config.vocab_size):

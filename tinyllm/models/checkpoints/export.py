@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
 from tinyllm.formats.state import pack, refuse_non_finite
 from tinyllm.frozen import Weight, stored
+from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.folder import INDEX, SINGLE
 from tinyllm.models.checkpoints.origin import GENERATION, TEMPLATES, Origin, copy_tokenizer, has_tokenizer
 from tinyllm.models.families.family import FAMILIES, Family, family_of
@@ -82,6 +84,7 @@ def save_pretrained(model: DecoderModel, folder: Any, max_shard_size: float = 5e
         if model.origin:
             _write_beside(model.origin, folder, stage)
         _exchange(stage, folder)
+        model.origin = replace(model.origin or Origin(), name=hub.name_of(folder))  # what an adapter's base is now
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

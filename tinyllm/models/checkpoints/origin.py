@@ -14,6 +14,7 @@ from typing import Any
 
 from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_whole
+from tinyllm.formats.foreign import refuse_pointer
 from tinyllm.models.checkpoints import hub
 
 GENERATION = "generation_config.json"
@@ -109,6 +110,13 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in VOCABULARIES)
 
 
+def refuse_pointers(folder: Path) -> None:
+    """Raise ValueError if what stands in the place of a tokenizer's file is a pointer to it."""
+    for name in (*VOCABULARIES, *BESIDE):
+        if (folder / name).is_file():
+            refuse_pointer(folder / name, pages=False)
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy a tokenizer's files, each byte and each whole; what would change it of another one that was there goes."""
     for name in (*VOCABULARIES, *BESIDE):
@@ -123,5 +131,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    refuse_pointer(source, pages=False)
     with open(source, "rb") as file, write_whole(target) as copy:
         shutil.copyfileobj(file, copy)
