@@ -216,3 +216,17 @@ def test_an_adapter_records_where_its_base_is(home, capsys, monkeypatch):
     add(home / "o", "adapter_config.json", base_model_name_or_path="/no/such/folder")
     assert main([*shown, "../o"]) == 1
     assert re.search("trained over /no/such/folder, which is not here", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("beside", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_beside_an_adapter_is_the_adapters(home, beside, capsys):
+    """Trainers save the tokenizer with the template that they taught."""
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
+    (home / "a" / beside).write_text(template if beside.endswith("jinja") else json.dumps({"chat_template": template}))
+    assert main(["generate", "--model", "m", "--adapter", "a", "--chat", "hi", "--max-new-tokens", "1"]) == 0
+    assert "the chat template is the adapter's" in capsys.readouterr().err
+    assert main(WAYS["merge"]) == 0
+    assert "the chat template is the adapter's" in " ".join(capsys.readouterr().out.split())
+    assert Tokenizer.load("o").chat_template == template and Tokenizer.load("m").chat_template is None
+    assert main(["generate", "--model", "m", "--chat", "hi", "--max-new-tokens", "1"]) == 0
+    assert "adapter's" not in capsys.readouterr().err

@@ -15,7 +15,15 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base_weights, load_weights, model_folder
+from tinyllm.cli.options import (
+    add_base_storage,
+    add_model,
+    choose_model,
+    load_base_weights,
+    load_weights,
+    model_folder,
+    take_template,
+)
 from tinyllm.cli.tokenizer_files import save_with_tokenizer, tokenizer_of
 from tinyllm.data.batches import Loader
 from tinyllm.data.text import load_text
@@ -69,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     source = model_folder(name)
     tokenizer, about = tokenizer_of(source)
     model, base = load_base_weights(name, args.adapter, args.base_storage, args.device, args.dtype)
+    if tokenizer is not None:
+        base += take_template(tokenizer, args.adapter)
     load_adapter(model, args.adapter)
     model.eval()
     refuse_non_finite(dict(model.named_weights()))

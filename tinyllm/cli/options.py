@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from tinyllm import assets
 from tinyllm.backend.device import set_device
 from tinyllm.cli import fetch
+from tinyllm.data.special_tokens import default_template, read_config
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.lora.peft.adapter import trained_over
@@ -182,7 +183,17 @@ def load_base(
 ) -> tuple[DecoderModel, Tokenizer, str]:
     """A model as the adapter was trained over it, its tokenizer, and a line that says so."""
     model, line = load_base_weights(name, adapter, base_storage, device, dtype)
-    return model, Tokenizer.load(model_folder(name)), line
+    tokenizer = Tokenizer.load(model_folder(name))
+    return model, tokenizer, line + take_template(tokenizer, adapter)
+
+
+def take_template(tokenizer: Tokenizer, adapter: str | None) -> str:
+    """Use the chat template beside an adapter, where trainers put the one they taught it in; and words that say so."""
+    template = default_template(read_config(Path(adapter)).get("chat_template")) if adapter else None
+    if template is None or template == tokenizer.chat_template:
+        return ""
+    tokenizer.chat_template = template
+    return "; the chat template is the adapter's"
 
 
 def load_base_weights(

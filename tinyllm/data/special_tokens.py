@@ -61,21 +61,30 @@ def renew_template(folder: Path, template: str | None) -> None:
 
 
 def default_template(template: Any) -> str | None:
-    """The template itself, or the one named "default" in a list of named ones.
+    """The template itself, or the one named "default" of several: a list of named ones, or an object by name.
 
     Raises
     ------
     ValueError
-        If there are several, and none has that name.
+        If there are several, and none has that name; or it is neither.
     """
+    named = template
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        if named and "default" not in named:
+        if len(named) < len(template):
+            named = None
+    if named and isinstance(named, Mapping):
+        if "default" not in named:
             raise ValueError(
                 f"the chat templates are named {', '.join(map(str, named))}, and none is the default: rename one to "
                 '"default" in tokenizer_config.json'
             )
-        template = named.get("default")
+        template = named["default"]
+    if template is not None and template != [] and template != {} and not isinstance(template, str):
+        raise ValueError(
+            f"the chat_template is {template!r:.60}, which is no template: write a text, or several by name, into "
+            "tokenizer_config.json"
+        )
     return template if isinstance(template, str) else None
 
 
