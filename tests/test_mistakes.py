@@ -231,7 +231,7 @@ PYTHON = {
     "a tokenizer's folder": (
         lambda w: DecoderModel.from_pretrained(w.home / "tokenizer"), FileNotFoundError, "a tokenizer"),
     "a weights file": (
-        lambda w: DecoderModel.from_pretrained(w.home / "model" / "model.safetensors"), FileNotFoundError, "folder"),
+        lambda w: DecoderModel.from_pretrained(w.home / "model" / "model.safetensors"), ValueError, "folder"),
     "an adapter for a model": (
         lambda w: DecoderModel.from_pretrained(w.home / "adapter"), FileNotFoundError, "an adapter"),
     "no name at all": (lambda w: DecoderModel.from_pretrained(None), TypeError, "folder"),
@@ -556,7 +556,7 @@ COMMANDS = {
     "finetune --model smollm2-135": (1, "did you mean smollm2-135m?"),
     "finetune --model bse": (1, "did you mean base?"),
     "finetune --model {home}": (1, "there is no model in"),
-    "finetune --model {text}": (1, "which is a file"),
+    "finetune --model {text}": (1, "is a file; give the model's folder"),
     "finetune --model {tokenizer}": (1, "a tokenizer alone"),
     "finetune --model {adapter}": (1, "an adapter"),
     "generate --model {model} --adapter {model}": (1, "adapter"),

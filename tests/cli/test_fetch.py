@@ -162,7 +162,7 @@ def test_fine_tuning_takes_one_line(tmp_path, pinned, capsys):
     short = ["--steps", "2", "--max-seq-len", "16", "--out", str(out)]
     assert main(["finetune", "--model", "smollm2-135m", "--data", str(data), *short]) == 0, capsys.readouterr().err
     assert json.loads((out / "run.json").read_text())["lr"] == 1e-3
-    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2-135m"
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(place.parent)
     again = [*short, "--resume"]
     assert main(["finetune", "--model", "smollm2-135m", "--data", str(data), *again]) == 0, capsys.readouterr().err
     capsys.readouterr()

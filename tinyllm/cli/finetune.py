@@ -48,6 +48,7 @@ from tinyllm.cli.results import (
 )
 from tinyllm.cli.samples import prompt_of, sample, show_samples
 from tinyllm.cli.shortage import telling_the_plan
+from tinyllm.cli.tokenizer_files import add_ids
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
@@ -177,7 +178,7 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
         with alone(out, make=not args.resume):
             result = train_with_bar(model, data, config, out, args.resume, settings, console)
             with results_follow():  # before anything else can fail
-                lines = save(model, tokenizer, out, args.model, args.method)
+                lines = save(model, tokenizer, out, args.method)
                 lines += save_about(out, {**vars(args), "lr": lr})
         after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
@@ -266,14 +267,15 @@ def fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:
+def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, method: str) -> list[str]:
     """Write the adapter, or the whole model, in the place of an earlier run's; returns a line that says so."""
     if method == "full":
+        add_ids(model, tokenizer)
         model.save_pretrained(out)
         tokenizer.save(out)
         remove_other_results(out, (*MODEL, *BESIDE))
         return [f"model in {out}: config.json, model.safetensors, tokenizer.json"]
-    save_adapter(model, out, base_model_name_or_path=base)
+    save_adapter(model, out)
     remove_other_results(out, ADAPTER)
     size = (out / "adapter_model.safetensors").stat().st_size
     return [f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"]

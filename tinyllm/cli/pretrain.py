@@ -24,6 +24,7 @@ from tinyllm.cli.options import (
 )
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.results import alone, refuse_what_no_run_wrote
+from tinyllm.cli.tokenizer_files import add_ids
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
@@ -90,6 +91,7 @@ def pretrain(args: argparse.Namespace, config: TrainConfig, out: Path, console: 
     with alone(out, make=not args.resume):
         result = train_with_bar(model, data, config, out, args.resume, settings, console)
         with results_follow():
+            add_ids(model, tokenizer)
             model.save_pretrained(out)
             tokenizer.save(out)
             draw_losses(out / "log.jsonl", out / "loss.png")

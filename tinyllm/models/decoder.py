@@ -151,6 +151,8 @@ class DecoderModel(Module):
     (1, 3, 100)
     """
 
+    origin: Any = None  # what came with it in files beside the weights, see `models/checkpoints/origin.py`
+
     def __init__(
         self,
         vocab_size: int,
