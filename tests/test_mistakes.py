@@ -351,6 +351,7 @@ PYTHON = {
     "text for ids": (lambda w: generate(w.model, "hello"), TypeError, "tokenizer.encode"),
     "a float for an id": (lambda w: generate(w.model, [1.5]), TypeError, "token ids must be integers"),
     "ids in a batch": (lambda w: generate(w.model, [[1, 2]]), ValueError, "one row"),
+    "prompts of two lengths": (lambda w: generate(w.model, [[1], [2, 3]]), ValueError, "one row"),
     "one id": (lambda w: generate(w.model, 3), (TypeError, ValueError), "token ids"),
     "no prompt": (lambda w: generate(w.model, []), ValueError, "the prompt is empty"),
     "a prompt beyond": (lambda w: generate(w.model, [20]), ValueError, "outside the vocabulary"),

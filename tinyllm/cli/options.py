@@ -161,7 +161,8 @@ def model_folder(name: str) -> Path:
     if name in fetch.MODELS and not path.is_file():
         raise FileNotFoundError(f"{name} is not on this machine yet: run `tinyllm fetch {name}` first")
     found = hub.find(path)
-    if not found.exists() and (hint := nearest(name, [EMBEDDED, *fetch.MODELS])):
+    hint = nearest(name, [EMBEDDED, *fetch.MODELS]) if Path(name).name == name else ""  # a path means a folder
+    if hint and not found.exists():
         raise FileNotFoundError(f"there is no model in {name}{hint}")
     return found
 
