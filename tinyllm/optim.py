@@ -188,9 +188,8 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     """
     if not is_real(max_norm) or not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}; inf clips nothing")
-    alone = isinstance(params, Tensor | Module)
-    params = [] if alone else list(params)
-    if alone or not all(isinstance(p, Tensor) for p in params):
+    params = params if isinstance(params, Tensor | Module) else list(params)
+    if isinstance(params, Tensor | Module) or not all(isinstance(p, Tensor) for p in params):
         raise TypeError("clip_grad_norm takes parameters, as model.parameters() gives them")
     norm = math.sqrt(sum(read(squared_norms(params))))
     scale_grads(params, max_norm / norm if norm > max_norm else 1.0)

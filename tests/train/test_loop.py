@@ -125,17 +125,34 @@ def test_the_loop_calls_its_observer_when_something_is_due(first):
     expected = [] if first else [("held out", 0)]
     for step in range(first, 5):
         tokens = sum(loader().batch(2 * step + i).live for i in range(2))
+        expected += [("held out", step)] if step in (2, 4) else []
         expected += [("gradients", step, 2), ("step", step + 1, tokens)]
-        expected += [("held out", step + 1)] if step + 1 in (2, 4, 5) else []
         expected += [("save", step + 1)] if step + 1 in (3, 5) else []
-    assert listener.calls == expected
+    assert listener.calls == [*expected, ("held out", 5)]
 
 
 @pytest.mark.parametrize("every", [0, 7])
 def test_the_last_step_is_always_evaluated_and_saved(every):
     listener = Listener()
     fit(make(), loader(), loader(seed=1), TrainConfig(steps=2, eval_every=every, save_every=every), listener)
-    assert listener.calls[-2:] == [("held out", 2), ("save", 2)] and listener.calls.count(("save", 1)) == 0
+    # The checkpoint first: an evaluation may take long.
+    assert listener.calls[-2:] == [("save", 2), ("held out", 2)] and listener.calls.count(("save", 1)) == 0
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 100])
+def test_an_evaluation_looks_at_so_many_batches_and_always_the_same(batches, monkeypatch):
+    model, held_out, seen = make(), loader(2, seed=1), []
+    plain = held_out.batch
+    monkeypatch.setattr(held_out, "batch", lambda i: (seen.append(i), plain(i))[1])
+    fit(model, loader(), held_out, TrainConfig(steps=2, eval_every=1, eval_batches=batches))
+    each = list(range(min(batches or len(held_out), len(held_out))))
+    assert len(held_out) == 4 and seen == 3 * each
+
+
+def test_the_default_bounds_what_an_evaluation_costs():
+    assert 1 <= TrainConfig().eval_batches <= 200
+    with pytest.raises(ValueError, match="eval_batches must be at least 0"):
+        TrainConfig(eval_batches=-1)
 
 
 def test_the_loop_alone_trains_as_a_recorded_run_does(tmp_path, monkeypatch):

@@ -63,6 +63,10 @@ class Backend:
         for piece in pieces:
             work(piece)
 
+    def in_turn(self, pieces: Sequence[Any]) -> Sequence[Any]:
+        """The pieces that are worked at one after the other, none smaller than the one before but for the last: all."""
+        return pieces
+
     def hold(self) -> AbstractContextManager:
         """A ``with`` block whose many operations follow one another: no library's own threads start between them."""
         return nullcontext()

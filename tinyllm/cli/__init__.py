@@ -12,6 +12,8 @@ from tinyllm import __version__
 from tinyllm.backend.names import nearest
 from tinyllm.cli import data, doctor, fetch, finetune, generate, inspect, memory, merge, pretrain, quantize, targets
 from tinyllm.cli.parser import Verb
+from tinyllm.cli.shortage import shortage
+from tinyllm.cli.training import ending
 
 VERBS = {
     "finetune": finetune,
@@ -50,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; without one, print the overview.
 
-    Returns 0, 1 for bad input (one sentence on stderr), or 130 when interrupted.
+    Returns 0, 1 for bad input (one sentence on stderr), or 130 when interrupted (143 by SIGTERM).
     """
     words = sys.argv[1:] if argv is None else argv
     print_whatever_the_encoding()
@@ -67,9 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     except EXPECTED as error:
         print(f"tinyllm {args.verb}: {sentence(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"tinyllm {args.verb}: interrupted", file=sys.stderr)
-        return 130
+    except MemoryError as error:
+        print(f"tinyllm {args.verb}: {shortage(args, error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"tinyllm {args.verb}: {ending(words, stop)}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ from rich.markup import escape
 from tinyllm import assets
 from tinyllm.backend import random
 from tinyllm.backend.device import set_device
-from tinyllm.cli import fetch
 from tinyllm.cli.generate import asked
-from tinyllm.cli.memory import estimate
+from tinyllm.cli.memory import estimate, storage_in
 from tinyllm.cli.options import (
     EMBEDDED,
     add_fields,
@@ -37,30 +37,35 @@ from tinyllm.cli.options import (
     targets_of,
 )
 from tinyllm.cli.progress import draw_losses
-from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
+from tinyllm.cli.results import (
+    ADAPTER,
+    BESIDE,
+    MODEL,
+    RUN,
+    alone,
+    refuse_what_no_run_wrote,
+    remove_other_results,
+)
+from tinyllm.cli.samples import prompt_of, sample, show_samples
+from tinyllm.cli.shortage import telling_the_plan
+from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
-from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
 from tinyllm.frozen.nf4 import check_block_size
-from tinyllm.generate import generate
 from tinyllm.inspect.plan import Plan, plan
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.peft.adapter import save_adapter
 from tinyllm.lora.verbs import apply_lora, trainable_summary
 from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints.folder import load_config
+from tinyllm.models.checkpoints.named import is_built_in
 from tinyllm.models.config import DecoderConfig
 from tinyllm.qlora import apply_qlora
 from tinyllm.train import TrainConfig
 
 BLOCK_SIZE = 64  # what storage="nf4" quantises with
 READ_WHOLE = 1 << 26  # bytes of a file up to which a fingerprint reads it
-RUN = "run.json"  # the settings of the run whose results stand beside it
-RESULTS = (
-    RUN, "adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors", "tokenizer.json",
-    "tokenizer_config.json", "loss.png",
-)  # fmt: skip
 # By method: for the embedded base, which is so small that it stands large steps, for a model of `tinyllm fetch`, small
 # enough for larger ones than usual, and for a checkpoint of one's own.
 LEARNING_RATES = {"full": (1e-3, 2e-5, 2e-5), "lora": (1e-2, 1e-3, 2e-4), "qlora": (1e-2, 1e-3, 2e-4)}
@@ -107,7 +112,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_fields(lora, TrainConfig, "loraplus_ratio")
     run = parser.add_argument_group("training")
     numbers = ("steps", "lr", "schedule", "warmup", "weight_decay", "max_grad_norm", "grad_accum")
-    add_fields(run, TrainConfig, *numbers, "eval_every", "save_every", "seed", **TRAINING)
+    add_fields(run, TrainConfig, *numbers, "eval_every", "eval_batches", "save_every", "seed", **TRAINING)
     run.add_argument(
         "--checkpointing", action="store_true", help="recompute blocks instead of keeping their activations"
     )
@@ -122,10 +127,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    console = Console(highlight=False)
     refuse_settings(args)
     set_device(args.device)
     folder, out = model_folder(args.model), Path(args.out)
+    with alone(out):
+        finetune(args, folder, out, Console(highlight=False))
+
+
+def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console) -> None:
+    """The verb, with the folder to itself. Nothing in it is touched before everything that can be refused was seen."""
+    refuse_own_folder(out, folder)
+    refuse_what_no_run_wrote(out)
     shape = load_config(folder)
     refuse_beyond_context(args.max_seq_len, shape.max_seq_len)
     lr = default_lr(args.model, args.method) if args.lr is None else args.lr
@@ -148,24 +160,28 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size, seq_len=args.max_seq_len, checkpointing=args.checkpointing,
     )  # fmt: skip
     console.print(estimate(planned), soft_wrap=True)
-    model = DecoderModel.from_pretrained(folder, storage=storage, dtype=args.dtype)
-    prepare(model, args.method, adapter, args.block_size)
-    model.checkpointing = args.checkpointing
-    if not args.resume:
-        clear(out, folder, console)
-    console.print(
-        f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
-    )
-    show_data(console, data)
-    console.print(trainable_summary(model))
-    before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
-    settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
-    result = train_with_bar(model, data, config, out, args.resume, settings, console)
-    lines = save(model, tokenizer, out, args.model, args.method)  # before anything else can fail
-    lines += save_about(out, {**vars(args), "lr": lr})
-    after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
+    with telling_the_plan(planned):
+        model = DecoderModel.from_pretrained(folder, storage=storage, dtype=args.dtype)
+        prepare(model, args.method, adapter, args.block_size)
+        model.checkpointing = args.checkpointing
+        if not args.resume and (out / RUN).is_file():
+            line = f"replacing the earlier run in {escape(str(out))} once this one's results are there"
+            console.print(line, soft_wrap=True)
+        console.print(
+            f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
+        )
+        show_data(console, data)
+        console.print(trainable_summary(model))
+        before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
+        settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
+        with alone(out, make=not args.resume):
+            result = train_with_bar(model, data, config, out, args.resume, settings, console)
+            with results_follow():  # before anything else can fail
+                lines = save(model, tokenizer, out, args.model, args.method)
+                lines += save_about(out, {**vars(args), "lr": lr})
+        after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
-    show_result(console, result, planned, lines)
+    show_result(console, result, planned, [*lines, next_command(args.model, args.method, out)])
 
 
 def refuse_settings(args: argparse.Namespace) -> None:
@@ -182,58 +198,41 @@ def refuse_settings(args: argparse.Namespace) -> None:
     refuse_out(Path(args.out))
 
 
-def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:
-    """The two continuations, one below the other; nothing where there is none."""
-    if prompt is None or before is None or after is None:
-        return
-    for title, continuation in (("before", before), ("after", after)):
-        console.rule(f"sample {title}", align="left")
-        console.print(escape(prompt + continuation))
-    console.rule()
-
-
 def show_result(console: Console, result: dict[str, Any], planned: Plan, lines: list[str]) -> None:
     """What the run came to, and which files it wrote."""
     if result["before"] is not None:
         change = 100 * (result["after"] / result["before"] - 1)
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f} ({change:+.1f} %)")
     console.print(
-        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])} "
-        f"(planned {megabytes(planned.peak)})"
+        f"{result['tokens']:,} tokens learned in {result['seconds']:.0f} s, "
+        f"peak memory {megabytes(result['peak_memory'])} (planned {megabytes(planned.peak)})"
     )
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
+def next_command(model: str, method: str, out: Path) -> str:
+    """How to try what came out."""
+    if method == "full":
+        return f'try it: tinyllm generate --model {shlex.quote(str(out))} --prompt "..."'
+    base = "" if model == EMBEDDED else f"--model {shlex.quote(model)} "
+    return f'try it: tinyllm generate {base}--adapter {shlex.quote(str(out))} --prompt "..."'
+
+
 def default_lr(model: str, method: str) -> float:
     """The learning rate of a run that names none."""
     embedded, fetched, other = LEARNING_RATES[method]
-    return embedded if model == EMBEDDED else fetched if model in fetch.MODELS else other
+    if not is_built_in(model):
+        return other
+    return embedded if model == EMBEDDED else fetched
 
 
-def prompt_of(prompt: str | None, data: str | None) -> str | None:
-    """What the samples continue: ``--prompt``, or what suits the embedded data, or nothing."""
-    if prompt is None:
-        return ":hacker:\n" if data is None else None
-    return prompt.replace("\\n", "\n")
-
-
-def clear(out: Path, model: Path, console: Console) -> None:
-    """Remove an earlier run's results, so that they cannot be taken for this one's; only what run.json vouches for.
-
-    Raises
-    ------
-    ValueError
-        If the folder is the model's own.
-    """
+def refuse_own_folder(out: Path, model: Path) -> None:
+    """Raise a ValueError if the folder is the model's own."""
     if out.resolve() == model.resolve():
         raise ValueError(
             f"--out is the model's own folder {out}, which the results would overwrite; name another folder"
         )
-    if (out / RUN).is_file():
-        console.print(f"replacing the earlier run in {escape(str(out))}", soft_wrap=True)
-        for name in RESULTS:
-            (out / name).unlink(missing_ok=True)
 
 
 def storage_of(method: str, block_size: int) -> str:
@@ -243,10 +242,7 @@ def storage_of(method: str, block_size: int) -> str:
 
 def plan_of(model: Path, shape: DecoderConfig, method: str, storage: str, adapter: dict[str, Any], **rows: Any) -> Plan:
     """What the run will hold, before anything of the model is read; `rows` says how many and how long they are."""
-    stored, full = model / "config.json", method == "full"
-    if not full and stored.is_file() and json_file.read(stored).get("quantization_config"):
-        storage = "nf4"  # what is stored so stays so
-    targets = None if full else adapter["target_modules"]
+    storage, targets = storage_in(model, method, storage), None if method == "full" else adapter["target_modules"]
     also = {name: adapter[name] for name in ("rank", "dropout", "use_dora")}
     return plan(shape, method, storage=storage, target_modules=targets, **also, **rows)
 
@@ -270,24 +266,15 @@ def fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def sample(
-    model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, chat: bool, tokens: int, seed: int
-) -> str | None:
-    """What the model makes of the prompt: how the text goes on, or in a chat what it answers."""
-    if prompt is None or tokens < 1:
-        return None
-    prompt_ids, stop = asked(tokenizer, prompt, prompt if chat else None)
-    ids = generate(model, prompt_ids, tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
-    return tokenizer.decode(ids) if chat else tokenizer.decode_after(prompt_ids, ids)
-
-
 def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:
-    """Write the adapter, or the whole model; returns a line that says so."""
+    """Write the adapter, or the whole model, in the place of an earlier run's; returns a line that says so."""
     if method == "full":
         model.save_pretrained(out)
         tokenizer.save(out)
+        remove_other_results(out, (*MODEL, *BESIDE))
         return [f"model in {out}: config.json, model.safetensors, tokenizer.json"]
     save_adapter(model, out, base_model_name_or_path=base)
+    remove_other_results(out, ADAPTER)
     size = (out / "adapter_model.safetensors").stat().st_size
     return [f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"]
 

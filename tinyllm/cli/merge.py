@@ -25,6 +25,7 @@ from tinyllm.cli.options import (
     model_folder,
     refuse_out,
 )
+from tinyllm.cli.results import add_force, refuse_to_replace
 from tinyllm.data.batches import Loader
 from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
@@ -64,6 +65,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--untie", action="store_true", help="give a head that is tied to the embedding a weight of its own, if adapted"
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the merged model goes")
+    add_force(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--out is the {kind}'s own folder {folder}, which merging would overwrite; name another folder"
             )
+    refuse_to_replace(out, args.force)
     model, tokenizer, base = load_base(name, args.adapter, args.base_storage, args.device, args.dtype)
     load_adapter(model, args.adapter)
     model.eval()

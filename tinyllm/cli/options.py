@@ -11,7 +11,6 @@ from typing import Any, get_args, get_type_hints
 from tinyllm import assets
 from tinyllm.backend.device import set_device
 from tinyllm.backend.names import nearest
-from tinyllm.cli import fetch
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.lora.config import LoRAConfig
@@ -19,9 +18,9 @@ from tinyllm.lora.peft.adapter import CONFIG, trained_over
 from tinyllm.models import DecoderModel
 from tinyllm.models.build import STORAGES
 from tinyllm.models.checkpoints import hub
+from tinyllm.models.checkpoints.named import EMBEDDED, MODELS, is_built_in, place
 from tinyllm.qlora import quantize_base
 
-EMBEDDED = "base"  # the model that comes with the package
 EXPRESSION = frozenset("*+?[](){}|^$\\")  # a dot is none: it parts the names in a path
 Options = Any  # a parser, or a group of its options
 
@@ -157,20 +156,17 @@ def model_folder(name: str) -> Path:
     ImportError
         If it is a name on the hub, and huggingface_hub is not installed.
     """
-    path = _place(name)
-    if name in fetch.MODELS and not path.is_file():
-        raise FileNotFoundError(f"{name} is not on this machine yet: run `tinyllm fetch {name}` first")
-    found = hub.find(path)
-    hint = nearest(name, [EMBEDDED, *fetch.MODELS]) if Path(name).name == name else ""  # a path means a folder
+    found = hub.find(name)
+    hint = nearest(name, [EMBEDDED, *MODELS]) if Path(name).name == name else ""  # a path means a folder
     if hint and not found.exists():
         raise FileNotFoundError(f"there is no model in {name}{hint}")
     return found
 
 
 def _place(name: str) -> Path:
-    if name in fetch.MODELS:
-        return fetch.place(name)
-    return assets.path("base") if name == EMBEDDED else Path(name)
+    if not is_built_in(name):
+        return Path(name)
+    return assets.path("base") if name == EMBEDDED else place(name)
 
 
 def load_model(name: str, device: str, dtype: str, storage: str = "float32") -> tuple[DecoderModel, Tokenizer]:

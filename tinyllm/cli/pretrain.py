@@ -23,7 +23,8 @@ from tinyllm.cli.options import (
     refuse_out,
 )
 from tinyllm.cli.progress import draw_losses
-from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
+from tinyllm.cli.results import alone, refuse_what_no_run_wrote
+from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
@@ -54,18 +55,24 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     for name, (default, text) in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
-    add_fields(parser, TrainConfig, *TRAINING, **TRAINING)
+    add_fields(parser, TrainConfig, *TRAINING, "eval_batches", **TRAINING)
     add_run(parser, out="runs/pretrain", max_seq_len=256, held_out=0.02)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    console = Console()
     refuse_below(args, 1, *(name.replace("-", "_") for name in SHAPE))
     config = TrainConfig(**chosen(args, TrainConfig), eval_every=args.save_every)
     set_device(args.device)
     out = Path(args.out)
     refuse_out(out)
+    with alone(out):
+        pretrain(args, config, out, Console())
+
+
+def pretrain(args: argparse.Namespace, config: TrainConfig, out: Path, console: Console) -> None:
+    """The verb, with the folder to itself."""
+    refuse_what_no_run_wrote(out)
     tokenizer = Tokenizer.load(model_folder(args.tokenizer))
     data = loaders(
         assets.path("plays.txt.gz") if args.data is None else args.data,
@@ -79,10 +86,13 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"{model.num_parameters():,} parameters")
     # The starting weights are a function of the model's shape and the seed.
     settings = {name: getattr(args, name) for name in ("batch_size", "max_seq_len", "held_out")}
-    result = train_with_bar(model, data, config, out, args.resume, {**settings, "model": model.describe()}, console)
-    model.save_pretrained(out)
-    tokenizer.save(out)
-    draw_losses(out / "log.jsonl", out / "loss.png")
+    settings["model"] = model.describe()
+    with alone(out, make=not args.resume):
+        result = train_with_bar(model, data, config, out, args.resume, settings, console)
+        with results_follow():
+            model.save_pretrained(out)
+            tokenizer.save(out)
+            draw_losses(out / "log.jsonl", out / "loss.png")
     if result["before"] is not None:
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f}")
     console.print(f"peak memory {megabytes(result['peak_memory'])}")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm.cli.options import megabytes, model_folder, refuse_out
+from tinyllm.cli.results import add_force, refuse_to_replace
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, bits_per_weight
@@ -28,6 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block-size", type=int, default=64, choices=BLOCK_SIZES, help="weights a scale (default: %(default)s)"
     )
+    add_force(parser)
     parser.add_argument("--single", action="store_true", help="leave the scales in float32: 4.5 bits instead of 4.127")
 
 
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"OUT is the model's own folder {source}, which quantising would overwrite; name another folder"
         )
+    refuse_to_replace(out, args.force)
     folder = None if source.is_file() else ModelFolder(source)
     tokenizer = Tokenizer.load(source)
     if folder is None:  # GGUF: its reader makes a model of floats

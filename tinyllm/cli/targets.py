@@ -51,6 +51,6 @@ def run(args: argparse.Namespace) -> None:
     for choice, covered in covers.items():
         n = sum(cost[path] for path in covered)
         option = "--target-modules all-linear" if choice == "all-linear" else "target_modules=None"
-        console.print(f"{choice} ({option}): {n:,} parameters train, {100 * n / whole:.2f} % of the model's {whole:,}")
+        console.print(f"{choice} ({option}): {n:,} parameters train of {whole + n:,} ({100 * n / (whole + n):.2f} %)")
     if tied:
         console.print("lm_head shares its weight with the embedding, so it is no target in this model.")

@@ -1,11 +1,17 @@
-"""What `finetune` and `pretrain` share: the options of a run, its data in two parts, and training under a bar."""
+"""What `finetune` and `pretrain` share: a run's options, its data in two parts, training under a bar, and its end."""
 
 from __future__ import annotations
 
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from tinyllm.backend.cpu.malloc import keep_freed_memory
 from tinyllm.cli.options import Options, add_rows
@@ -16,6 +22,9 @@ from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.train import TrainConfig, train
+from tinyllm.train.checkpoint import CHECKPOINT, steps_done
+from tinyllm.train.earlier import aside
+from tinyllm.train.interrupt import Interrupted
 
 
 def add_run(parser: Options, out: str, max_seq_len: int, held_out: float) -> None:
@@ -64,6 +73,52 @@ def train_with_bar(
         "data_fingerprint": loader.fingerprint(),
         "held_out_fingerprint": held_out.fingerprint() if held_out is not None else None,
     }
+    show_start(console, held_out, config, out, resume)
     keep_freed_memory()  # this process trains and ends
-    with TrainingBar(config.steps, console) as bar:
+    each = config.grad_accum
+
+    def tokens_of(step: int) -> int:
+        return sum(int(np.count_nonzero(loader.batch((step - 1) * each + i).segment_ids)) for i in range(each))
+
+    with TrainingBar(config.steps, console, tokens_of) as bar:
         return train(model, loader, held_out, config, out, resume=resume, settings=settings, report=bar.report)
+
+
+def show_start(console: Console, held_out: Loader | None, config: TrainConfig, out: Path, resume: bool) -> None:
+    """Where a resumed run goes on, what becomes of an unfinished one, and how much an evaluation looks at."""
+    if resume:
+        done, _ = steps_done(out / CHECKPOINT)
+        left = "" if done < config.steps else ": nothing is left to train"
+        console.print(f"going on after step {done} of {config.steps}{left}")
+    elif (out / CHECKPOINT).is_file():
+        try:
+            done, steps = steps_done(out / CHECKPOINT)
+        except ValueError:  # of what is no checkpoint nothing is known; it is kept aside all the same
+            done, steps = 0, 0
+        if done < (steps or 0):
+            console.print(
+                f"{escape(str(out))} has a run that was not finished (step {done} of {steps}; the same command with "
+                f"--resume goes on with it): its checkpoint is {aside(out / CHECKPOINT).name} until this run's first"
+            )
+    if held_out is not None and 0 < config.eval_batches < len(held_out):
+        console.print(
+            f"held-out losses are those of {config.eval_batches} of {len(held_out)} batches (--eval-batches 0: all)"
+        )
+
+
+@contextmanager
+def results_follow() -> Iterator[None]:
+    """Around the writing of results: all steps are done and in the checkpoint, whatever comes in between."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = "interrupted after the last step, before all results were written"
+        raise Interrupted(message, True, signal.SIGINT) from None
+
+
+def ending(words: list[str], stop: KeyboardInterrupt) -> str:
+    """What to say about an interrupted command, with the line that goes on with it, if one does."""
+    if not isinstance(stop, Interrupted) or not stop.saved:
+        return str(stop) or "interrupted"
+    again = words if "--resume" in words else [*words, "--resume"]
+    return f"{stop}; this goes on:\ntinyllm {shlex.join(again)}"

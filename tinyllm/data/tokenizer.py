@@ -17,6 +17,7 @@ from tinyllm.data.chat import ChatTemplate
 from tinyllm.data.messages import check_messages, plain_chat
 from tinyllm.data.special_tokens import NAMES, USUAL, find, spelled
 from tinyllm.formats.atomic import write_text
+from tinyllm.models.checkpoints import named
 
 __all__ = ["Tokenizer"]
 
@@ -67,7 +68,7 @@ class Tokenizer:
         path : str or path
             A folder with tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json, config.json
             and chat_template.jinja; or a file in tokenizer.json's format (one named tokenizer.json is read with the
-            files beside it); or a GGUF file.
+            files beside it); or a GGUF file; or ``base`` or the name of a fetched model.
 
         Returns
         -------
@@ -82,7 +83,7 @@ class Tokenizer:
         ImportError
             If the `tokenizers` package is not installed.
         """
-        file = Path(path)
+        file = Path(named.find(path))
         if file.is_dir():
             folder, file = file, file / "tokenizer.json"
             if not file.is_file():

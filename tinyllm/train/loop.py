@@ -26,7 +26,7 @@ from tinyllm.train.loss_scale import LossScale
 @in_our_words()
 @dataclass
 class TrainConfig:
-    """How to train. Everything but `eval_every` and `save_every` must be the same when resuming.
+    """How to train. Everything but `eval_every`, `eval_batches` and `save_every` must be the same when resuming.
 
     The text beside a field's type says what it is for, here and in the command's help.
     """
@@ -41,12 +41,14 @@ class TrainConfig:
     loraplus_ratio: Annotated[float, "B learns this much faster than A (LoRA+); 1 is plain LoRA"] = 1.0
     seed: Annotated[int, "dropout and data order"] = 0
     eval_every: Annotated[int, "steps between held-out evaluations; 0 only before and after"] = 50
+    eval_batches: Annotated[int, "held-out batches an evaluation looks at, always the same; 0 all of them"] = 100
     save_every: Annotated[int, "steps between checkpoints; 0 only at the end"] = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "grad_accum": 1, "warmup": 0, "eval_every": 0, "save_every": 0}.items():
-            if not is_whole(getattr(self, name)) or getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least} and a whole number, not {getattr(self, name)!r}")
+        least = {"steps": 1, "grad_accum": 1, "warmup": 0, "eval_every": 0, "eval_batches": 0, "save_every": 0}
+        for name, smallest in least.items():
+            if not is_whole(getattr(self, name)) or getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest} and a whole number, not {getattr(self, name)!r}")
         for name in ("lr", "weight_decay"):
             if not is_real(getattr(self, name)) or not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)!r}")
@@ -92,7 +94,8 @@ def fit(
     ----------
     model, loader
     held_out : Loader or None
-        Evaluated before the first step, every `eval_every` steps and at the end.
+        Evaluated before the first step, every `eval_every` steps and at the end; there after the checkpoint, which
+        a long evaluation shall not put at risk.
     config : TrainConfig
     run : Observer, optional
         Who records the run.
@@ -118,10 +121,10 @@ def fit(
     random.manual_seed(config.seed)
     model.train()
     start = run.begin(model, optimizer, scale)
-    if held_out is not None and start == 0:
-        run.evaluated(0, evaluate(model, held_out))
-
+    most = config.eval_batches or None
     for step in range(start, config.steps):
+        if held_out is not None and (step == 0 or due(step, config.eval_every, config.steps)):
+            run.evaluated(step, evaluate(model, held_out, most))
         optimizer.set_lr_factor(lr_factor(config.schedule, step, config.steps, config.warmup))
         optimizer.zero_grad()
         batches = [loader.batch(step * config.grad_accum + i) for i in range(config.grad_accum)]
@@ -131,11 +134,11 @@ def fit(
 
         done = step + 1
         run.note(done, loss, norm, sum(batch.live for batch in batches))
-        if held_out is not None and due(done, config.eval_every, config.steps):
-            run.evaluated(done, evaluate(model, held_out))
         if due(done, config.save_every, config.steps):
             run.save(done)
     optimizer.zero_grad()
+    if held_out is not None:
+        run.evaluated(config.steps, evaluate(model, held_out, most))
 
 
 def require_loader(data: Any) -> None:

@@ -1,26 +1,30 @@
-"""A run: its folder, its log, its counters, and how it goes on where it stopped."""
+"""A run: its folder, its counters, how it ends from outside, and how it goes on where it stopped."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tinyllm.backend import random
 from tinyllm.data.batches import Batch, Loader
-from tinyllm.formats.atomic import make_folder, write_text
+from tinyllm.formats.atomic import make_folder, sweep
+from tinyllm.formats.locks import alone_in
 from tinyllm.inspect.memory import card_peak, peak_memory
 from tinyllm.models import DecoderModel
 from tinyllm.optim import AdamW
 from tinyllm.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
-from tinyllm.train.loop import Observer, TrainConfig, fit
+from tinyllm.train.earlier import LOG, forget, put_back, set_aside
+from tinyllm.train.interrupt import Gate, Interrupted
+from tinyllm.train.log import Log, Report, records
+from tinyllm.train.loop import NonFiniteLoss, Observer, TrainConfig, fit
 from tinyllm.train.loss_scale import LossScale
-from tinyllm.train.trouble import in_words, require_finite, require_gradients
+from tinyllm.train.trouble import explaining_out_of_memory, in_words, require_finite, require_gradients
 
-Report = Callable[[dict[str, Any]], None]
+FREE = ("eval_every", "eval_batches", "save_every")  # what may be another when resuming
 
 
 def train(
@@ -43,7 +47,8 @@ def train(
         Evaluated before the first step, every `eval_every` steps and at the end.
     config : TrainConfig
     out : folder, optional
-        For ``log.jsonl`` and the checkpoint; without `resume`, an older run's checkpoint there is removed first.
+        For ``log.jsonl`` and the checkpoint. Without `resume`, an earlier run's are kept aside until this one's first
+        checkpoint, and put back if it fails before. Nobody else may write there meanwhile.
     resume : bool
         Go on from the folder's checkpoint; the result equals an uninterrupted run's bit for bit.
     settings : dict, optional
@@ -60,14 +65,29 @@ def train(
     ------
     NonFiniteLoss
         At the first loss or gradient that is not finite; weights are as before that step. Or after a step that broke
-        the weights or the held-out loss; the checkpoint is then the one before.
+        the weights or the held-out loss; no checkpoint of that step is left.
+    Interrupted
+        After Ctrl-C, or a signal that ends a process: the step in progress is dropped, the one before it saved.
+    MemoryError
+        With what was held.
     RuntimeError
-        If a trainable parameter received no gradient in the first step.
+        If a trainable parameter received no gradient in the first step, or another run is writing into `out`.
     ValueError
-        If there is nothing to train, or the checkpoint is of a run with other settings.
+        If there is nothing to train, or the checkpoint is damaged or of a run with other settings.
+    OSError
+        If the log or the checkpoint cannot be written; the checkpoint before stays whole.
     """
     run = Run(Path(out) if out is not None else None, config, resume, settings or {}, report)
-    fit(model, loader, held_out, config, run)
+    with run.blocks, run.gate:
+        try:
+            try:
+                with explaining_out_of_memory(model, lambda: run.optimizer):
+                    fit(model, loader, held_out, config, run)
+            except KeyboardInterrupt:
+                raise run.interrupted() from None
+        except Exception:  # of saving what is interrupted, too
+            run.failed()
+            raise
     return run.result()
 
 
@@ -90,6 +110,8 @@ class Run(Observer):
         How many have been learned so far.
     before, after : float or None
         The held-out loss before the first step, and the newest one.
+    done, saved : int
+        How many steps are whole, and how many are in the checkpoint.
     """
 
     def __init__(
@@ -98,47 +120,74 @@ class Run(Observer):
         if resume and folder is None:
             raise ValueError("resuming needs the folder of the run to resume")
         self.folder, self.resume, self.report = folder, resume, report
-        fixed = {name: value for name, value in asdict(config).items() if name not in ("eval_every", "save_every")}
-        self.settings = {**fixed, **settings}
-        self.start, self.tokens, self.most_on_card = 0, 0, 0
+        self.settings = {name: value for name, value in asdict(config).items() if name not in FREE} | settings
+        self.start, self.done, self.saved, self.tokens, self.most_on_card = 0, 0, 0, 0, 0
         self.before: float | None = None
         self.after: float | None = None
+        self.optimizer: AdamW | None = None
+        self.gate, self.blocks = Gate(), ExitStack()
+        self.begun = False
 
     def begin(self, model: DecoderModel, optimizer: AdamW, scale: LossScale) -> int:
-        """Put the checkpoint back, or remove an older run's."""
+        """Put the checkpoint back, or an earlier run's aside."""
         self.model, self.optimizer, self.scale = model, optimizer, scale
         seconds = 0.0
+        if self.folder is not None:
+            if not self.resume:
+                make_folder(self.folder)
+            if self.folder.is_dir():
+                self.blocks.enter_context(alone_in(self.folder))
+                sweep(self.folder)
         if self.folder is not None and self.resume:
+            list(records(self.folder / LOG))  # refuses a damaged one, before anything is put back
             about = load_checkpoint(self.folder / CHECKPOINT, model, optimizer, self.settings)
-            self.start, self.tokens, seconds = about["step"], about["tokens"], about["seconds"]
+            self.start = self.done = self.saved = about["step"]
+            self.tokens, seconds = about["tokens"], about["seconds"]
             self.before, self.after = about["before"], about["after"]
             scale.value, scale.calm = about["loss_scale"]
         elif self.folder is not None:
             # Before anything else of the new run: were it killed early, resuming would go on with the old one.
-            (make_folder(self.folder) / CHECKPOINT).unlink(missing_ok=True)
+            set_aside(self.folder / CHECKPOINT)
         self.log = Log(self.folder, self.start, self.report)
         self.began = time.perf_counter() - seconds
+        self._mark()
+        self.begun = True
         return self.start
+
+    def _mark(self) -> None:
+        """Remember what a step moves besides the weights, for the case that it is dropped."""
+        self.whole = True
+        self.place = random.default.state, self.scale.value, self.scale.calm
 
     @contextmanager
     def watching(self, step: int, batches: list[Batch]) -> Iterator[None]:
         """Say in words what is not finite, has no gradient or does not fit; look at the most a GPU holds."""
-        with in_words(self.model, self.optimizer, batches, step), card_peak() as on_card:
+        with in_words(self.model, batches, step), card_peak() as on_card:
             yield
             if step == self.start:
                 require_gradients(self.model)
             self.most_on_card = max(self.most_on_card, on_card() or 0)
+        self.gate.close()  # the update follows
+        self.whole = False
 
     def note(self, done: int, loss: float, norm: float, tokens: int) -> None:
         """Log a step."""
+        self.done = done
         self.tokens += tokens
-        lr = max(group["lr"] for group in self.optimizer.groups)
+        self._mark()
+        lr = max(group["lr"] for group in self.optimizer.groups) if self.optimizer is not None else 0.0
         record = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": self.tokens}
         self.log.write({**record, "seconds": round(self.seconds, 3)})
+        self.gate.open()
 
     def evaluated(self, done: int, loss: float) -> None:
-        """Log a held-out loss, unless the last update broke it."""
-        require_finite(self.model, loss, done)
+        """Log a held-out loss; if the last update broke it, that step's checkpoint goes."""
+        try:
+            require_finite(self.model, loss, done)
+        except NonFiniteLoss:
+            if self.folder is not None and self.saved == done > self.start:
+                (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            raise
         self.after = loss
         self.log.write({"eval": loss, "step": done})
         if done == 0:
@@ -146,14 +195,40 @@ class Run(Observer):
 
     def save(self, done: int) -> None:
         """Write the checkpoint, unless the last update broke the weights."""
-        if self.folder is None:
+        if self.folder is None or self.optimizer is None:
             return
+        self.gate.close()
         require_finite(self.model, self.after, done)
         so_far = {
             "step": done, "tokens": self.tokens, "seconds": self.seconds, "before": self.before, "after": self.after,
             "loss_scale": (self.scale.value, self.scale.calm),
         }  # fmt: skip
         save_checkpoint(self.folder / CHECKPOINT, self.model, self.optimizer, self.settings, so_far)
+        self.saved = done
+        forget(self.folder)
+        self.gate.open()
+
+    def interrupted(self) -> Interrupted:
+        """Save the last whole step, as it was before the next one began; what to raise."""
+        self.gate.close()
+        self.gate.waiting = False
+        if self.begun and self.whole and self.done > self.saved and self.folder is not None:
+            position, self.scale.value, self.scale.calm = self.place
+            random.default.restore(position)
+            self.save(self.done)
+        self.failed()
+        if not self.done:
+            message = "interrupted before the first step was done"
+        else:
+            message = f"interrupted after step {self.done}"
+            if self.folder is not None:
+                message += f"; the checkpoint is of step {self.saved}" if self.saved else "; there is no checkpoint"
+        return Interrupted(message, self.saved > 0, self.gate.number)
+
+    def failed(self) -> None:
+        """Without a checkpoint of its own the run leaves the folder to the earlier one."""
+        if self.folder is not None and self.begun and not self.saved:
+            put_back(self.folder)
 
     @property
     def seconds(self) -> float:
@@ -166,31 +241,3 @@ class Run(Observer):
             "before": self.before, "after": self.after, "tokens": self.tokens, "seconds": self.seconds,
             "peak_memory": self.most_on_card or peak_memory(),  # a GPU's own where there is one
         }  # fmt: skip
-
-
-class Log:
-    """``log.jsonl``, one record a line; resuming cuts what a broken run wrote after its checkpoint."""
-
-    def __init__(self, folder: Path | None, start: int, report: Report):
-        self.report = report
-        self.path = folder / "log.jsonl" if folder is not None else None
-        if self.path is None:
-            return
-        make_folder(self.path.parent)
-        kept = []
-        if start and self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # the line that was being written when the run was killed
-                    continue
-                if record["step"] <= start:
-                    kept.append(line + "\n")
-        write_text(self.path, "".join(kept))
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append a record and show it."""
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
-        self.report(record)

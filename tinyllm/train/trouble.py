@@ -1,4 +1,4 @@
-"""What to say when a training step fails: what is not finite, what has no gradient, and what fills a GPU's memory."""
+"""What to say when a training step fails: what is not finite, what has no gradient, and what fills the memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tinyllm.backend.device import backend
 from tinyllm.backend.names import few
 from tinyllm.backend.table import of
 from tinyllm.data.batches import Batch
+from tinyllm.inspect.memory import resident_memory
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW
@@ -22,19 +23,17 @@ from tinyllm.train.loop import NonFiniteLoss
 
 
 @contextmanager
-def in_words(model: DecoderModel, optimizer: AdamW, batches: list[Batch], step: int) -> Iterator[None]:
-    """Around the gradients of a step: what is not finite, or does not fit, is told in words.
+def in_words(model: DecoderModel, batches: list[Batch], step: int) -> Iterator[None]:
+    """Around the gradients of a step: what is not finite is told in words.
 
     Raises
     ------
     NonFiniteLoss
         For the block's own, with the layer and the step.
-    MemoryError
-        For CuPy's, with what was held.
     """
     position = random.default.state
     try:
-        with np.errstate(all="ignore"), explaining_out_of_memory(model, optimizer):
+        with np.errstate(all="ignore"):
             yield
     except NonFiniteLoss:
         raise NonFiniteLoss(explain_non_finite(model, batches, position, step)) from None
@@ -127,28 +126,47 @@ def watching_outputs(model: Module) -> Iterator[list[str]]:
                 layer.forward = shadow  # type: ignore[method-assign]
 
 
+class MemoryFull(MemoryError):
+    """Too little memory for a run; the message says what was held, and what to lower.
+
+    Attributes
+    ----------
+    what : str
+        The message without the advice.
+    """
+
+    def __init__(self, what: str, advice: str = ""):
+        super().__init__(f"{what}; {advice}" if advice else what)
+        self.what = what
+
+
 @contextmanager
-def explaining_out_of_memory(model: Module, optimizer: AdamW) -> Iterator[None]:
-    """Turn CuPy's error into one sentence: what was held, and what to lower.
+def explaining_out_of_memory(model: Module, optimizer: Callable[[], AdamW | None]) -> Iterator[None]:
+    """Turn NumPy's error, or CuPy's, into one sentence: what was held, and what to lower.
 
     Raises
     ------
-    MemoryError
+    MemoryFull
     """
     try:
         yield
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # its class cannot be named without CuPy
+        on_card = type(error).__name__ == "OutOfMemoryError"  # its class cannot be named without CuPy
+        if not on_card and not isinstance(error, MemoryError):
             raise
-        used = backend().xp.get_default_memory_pool().used_bytes()
-        raise MemoryError(f"the GPU's memory is full: {_remedy(holdings(model, optimizer), used)}") from None
+        if on_card:
+            used, what = backend().xp.get_default_memory_pool().used_bytes(), "the GPU's memory is full"
+        else:
+            used, what = resident_memory() or 0, "there is too little memory"
+        listed, advice = _remedy(holdings(model, optimizer()), used)
+        raise MemoryFull(f"{what}: {listed}", advice) from None
 
 
-def holdings(model: Module, optimizer: AdamW) -> dict[str, int]:
+def holdings(model: Module, optimizer: AdamW | None) -> dict[str, int]:
     """Bytes by what they are for."""
     frozen = [w for _, w in model.named_weights() if not w.requires_grad]
     trained = [p for p in model.parameters() if p.requires_grad]
-    moments = [array for pair in optimizer.moments.values() for array in pair]
+    moments = [array for pair in optimizer.moments.values() for array in pair] if optimizer is not None else []
     return {
         "the frozen base": sum((w.data if isinstance(w, Parameter) else w).nbytes for w in frozen),
         "trained weights": sum(w.data.nbytes for w in trained),
@@ -157,7 +175,7 @@ def holdings(model: Module, optimizer: AdamW) -> dict[str, int]:
     }
 
 
-def _remedy(sizes: dict[str, int], used: int) -> str:
+def _remedy(sizes: dict[str, int], used: int) -> tuple[str, str]:
     """The sizes, and what to do about the largest."""
     sizes = {**sizes, "activations": max(0, used - sum(sizes.values()))}
     largest = max(sizes, key=lambda name: sizes[name])
@@ -166,4 +184,4 @@ def _remedy(sizes: dict[str, int], used: int) -> str:
         "the frozen base": "keep it in fewer bits (--method qlora, or storage='nf4')",
         "activations": "use a smaller batch or shorter sequences, or turn checkpointing on",
     }
-    return f"{listed}; {advice.get(largest, 'train less of the model, with a smaller rank or fewer target modules')}"
+    return listed, advice.get(largest, "train less of the model, with a smaller rank or fewer target modules")

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.formats import safetensors_file
-from tinyllm.formats.atomic import make_folder, write_text
+from tinyllm.formats.atomic import make_folder, temporary_in, write_text
 from tinyllm.formats.state import pack
 from tinyllm.frozen import Weight, stored
 from tinyllm.models.checkpoints.folder import INDEX, SINGLE
@@ -70,14 +68,10 @@ def save_pretrained(model: DecoderModel, folder: Any, max_shard_size: float = 5e
         )
     fields = _fields(model, family, state)
     folder = make_folder(folder)
-    stage = folder / f".{secrets.token_hex(8)}.tmp"
-    try:
-        stage.mkdir()
+    with temporary_in(folder) as stage:
         _write_weights(state, family, stage, max_shard_size)
         write_text(stage / "config.json", json.dumps(fields, indent=2) + "\n")
         _exchange(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _fields(model: DecoderModel, family: Family, state: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.backend.names import kind_of
+from tinyllm.models.checkpoints import named
 
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 WANTED = ["*.safetensors", "*.json", "*.jinja"]  # never a pickle
@@ -30,7 +31,8 @@ def find(name: Any) -> Path:
     Parameters
     ----------
     name : str or Path
-        A folder, a file, or ``owner/name`` as on the hub. What looks like both is a path if its parent folder exists.
+        A folder, a file, ``base`` or the name of a fetched model (`named.find`), or ``owner/name`` as on the hub. What
+        looks like both is a path if its parent folder exists.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def find(name: Any) -> Path:
     """
     if not isinstance(name, str | os.PathLike):
         raise TypeError(f"a model is a folder, a GGUF file or a name on the hub, not {kind_of(name)}")
-    path = Path(name)
+    path = Path(named.find(name))
     if path.exists() or path.suffix == ".gguf" or path.parent.is_dir() and path.parent != Path("."):
         return path
     if not re.fullmatch(REPOSITORY, str(name)):

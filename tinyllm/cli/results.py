@@ -1,0 +1,73 @@
+"""The folder that results go into: one writer at a time, and nothing in it replaced that its owner may want to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from tinyllm.cli.options import Options
+from tinyllm.formats.atomic import make_folder
+from tinyllm.formats.locks import alone_in
+from tinyllm.train.checkpoint import CHECKPOINT
+from tinyllm.train.earlier import LOG
+
+RUN = "run.json"  # the settings of the run whose results stand beside it
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+SHARDS = "model-*-of-*.safetensors"
+
+
+@contextmanager
+def alone(out: Path, make: bool = False) -> Iterator[None]:
+    """A ``with`` block with the folder to oneself. One that is not there is made only if `make` says so.
+
+    Raises
+    ------
+    RuntimeError
+        If another run is writing into it.
+    """
+    if make:
+        make_folder(out)
+    with alone_in(out) if out.is_dir() else nullcontext():
+        yield
+
+
+def add_force(parser: Options) -> None:
+    """``--force``."""
+    parser.add_argument("--force", action="store_true", help="replace the model that is in the folder already")
+
+
+def refuse_to_replace(out: Path, force: bool) -> None:
+    """Raise a ValueError if there is a model or an adapter in the folder already, unless it shall be replaced."""
+    with alone(out):  # nor one that is being written
+        there = _results_in(out)
+    if there and not force:
+        raise ValueError(f"there is {there[0]} in {out} already; name another folder, or replace it with --force")
+
+
+def refuse_what_no_run_wrote(out: Path) -> None:
+    """Raise a ValueError if the folder holds a model or an adapter that is no earlier run's."""
+    there = _results_in(out)
+    if there and not any((out / name).exists() for name in (RUN, LOG, CHECKPOINT)):
+        raise ValueError(
+            f"--out is a folder with {there[0]} in it that no run wrote there, and the results would replace it; name "
+            "another folder"
+        )
+
+
+def _results_in(out: Path) -> list[str]:
+    names = [name for name in (*MODEL, *ADAPTER) if (out / name).exists()]
+    return names + sorted(path.name for path in out.glob(SHARDS))
+
+
+def remove_other_results(out: Path, written: tuple[str, ...]) -> None:
+    """Remove an earlier run's results beside those just written; only what its run.json vouches for."""
+    if (out / RUN).is_file():
+        for name in (*ADAPTER, *MODEL, *BESIDE, "loss.png", RUN):  # in this order: without the last it looks like none
+            if name not in written:
+                (out / name).unlink(missing_ok=True)
+        if "config.json" not in written:
+            for path in out.glob(SHARDS):
+                path.unlink()
