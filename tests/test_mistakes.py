@@ -242,7 +242,7 @@ PYTHON = {
     "torch_dtype": (
         lambda w: DecoderModel.from_pretrained(w.home / "model", torch_dtype="float32"), TypeError, "mean dtype?"),
     "a model for a tokenizer": (lambda w: Tokenizer.load(w.new), FileNotFoundError, "tokenizer.json"),
-    "text that is not there": (lambda w: load_text(w.home / "no.txt", w.tokenizer), FileNotFoundError, "no.txt"),
+    "text that is not there": (lambda w: load_text(w.home / "no.txt", None), FileNotFoundError, "no.txt"),
     # LoRA
     "r": (lambda w: lora.apply_lora(w.model, r=4), TypeError, "apply_lora has no parameter 'r'; did you mean rank?"),
     "lora_alpha": (lambda w: lora.apply_lora(w.model, lora_alpha=4), TypeError, "did you mean alpha?"),
@@ -351,6 +351,7 @@ PYTHON = {
     "text for ids": (lambda w: generate(w.model, "hello"), TypeError, "tokenizer.encode"),
     "a float for an id": (lambda w: generate(w.model, [1.5]), TypeError, "token ids must be integers"),
     "ids in a batch": (lambda w: generate(w.model, [[1, 2]]), ValueError, "one row"),
+    "prompts of two lengths": (lambda w: generate(w.model, [[1], [2, 3]]), ValueError, "one row"),
     "one id": (lambda w: generate(w.model, 3), (TypeError, ValueError), "token ids"),
     "no prompt": (lambda w: generate(w.model, []), ValueError, "the prompt is empty"),
     "a prompt beyond": (lambda w: generate(w.model, [20]), ValueError, "outside the vocabulary"),
@@ -425,8 +426,9 @@ def home(tmp_path_factory):
     return folder
 
 
-def tree(folder) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+def tree(folder) -> dict[str, tuple[int, int]]:
+    """Every file with its size and the time of its last change."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
 def weights(model) -> dict[str, tuple]:
@@ -444,7 +446,7 @@ def test_a_mistake_in_python(name, home, tmp_path):
     mistake, kind, part = PYTHON[name]
     model, new = small(), tmp_path / "missing"
     before, files = weights(model), tree(home)
-    w = SimpleNamespace(model=model, home=home, new=new, tokenizer=Tokenizer.load(home / "tokenizer"))
+    w = SimpleNamespace(model=model, home=home, new=new)
     with np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(kind) as caught:
         mistake(w)
     text = str(sentence(caught.value)).strip()

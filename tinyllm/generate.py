@@ -163,7 +163,10 @@ def token_ids(prompt: Any) -> list[int]:
     """
     if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
         raise TypeError(f"a prompt is a list of token ids, not {kind_of(prompt)}: tokenizer.encode(text) makes one")
-    ids = np.asarray(to_host(prompt) if hasattr(prompt, "shape") else list(prompt))
+    try:
+        ids = np.asarray(to_host(prompt) if hasattr(prompt, "shape") else list(prompt))
+    except ValueError:
+        raise ValueError("a prompt is one row of token ids; for several texts ask several times") from None
     if not ids.size:
         raise ValueError("the prompt is empty; give at least one token")
     if ids.dtype.kind not in "iu":

@@ -159,7 +159,8 @@ def model_folder(name: str) -> Path:
         If it is a name on the hub, and huggingface_hub is not installed.
     """
     found = hub.find(name)
-    if not found.exists() and (hint := nearest(name, [EMBEDDED, *MODELS])):
+    hint = nearest(name, [EMBEDDED, *MODELS]) if Path(name).name == name else ""  # a path means a folder
+    if hint and not found.exists():
         raise FileNotFoundError(f"there is no model in {name}{hint}")
     return found
 
