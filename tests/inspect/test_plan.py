@@ -11,7 +11,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyllm
@@ -255,6 +255,7 @@ def test_a_model_in_four_bits_is_planned_in_them(capsys, tmp_path):
     assert {m: found[m]["storage"] for m in found} == {"full": "float32", "lora": "nf4", "qlora": "nf4"}
 
 
+@settings(max_examples=12)
 @given(st.integers(1, 400), st.integers(1, 2), st.sampled_from([(2, 1), (4, 4)]), st.booleans())
 def test_few_of_attentions_tiles_tell_as_much_as_all(time, batch, heads, checkpointing):
     """Lengths with and without a ragged last tile; one thread or several, the peak is the same to the byte."""
