@@ -33,6 +33,7 @@ from tinyllm.cli.options import (
 )
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
+from tinyllm.data.batches import Loader
 from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
@@ -150,11 +151,7 @@ def run(args: argparse.Namespace) -> None:
     model.checkpointing = args.checkpointing
     if not args.resume:
         clear(out, folder, console)
-    console.print(
-        f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
-    )
-    show_data(console, data)
-    console.print(trainable_summary(model))
+    show_job(console, args.model, args.data, args.method, data, trainable_summary(model))
     before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
     result = train_with_bar(model, data, config, out, args.resume, settings, console)
@@ -163,6 +160,15 @@ def run(args: argparse.Namespace) -> None:
     after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
     show_result(console, result, planned, lines)
+
+
+def show_job(
+    console: Console, model: str, file: str | None, method: str, data: tuple[Loader, Loader | None], trainable: str
+) -> None:
+    """What is trained on what, how much that is, and how many parameters train."""
+    console.print(f"model {escape(model)}, data {escape(file or 'the embedded jargon file')}, method {method}")
+    show_data(console, data)
+    console.print(trainable)
 
 
 def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:
