@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from tinyllm.cli.options import (
     chosen,
     megabytes,
     model_folder,
+    refuse_below,
+    refuse_beyond_context,
+    refuse_ignored,
+    refuse_out,
     targets_of,
 )
 from tinyllm.cli.progress import draw_losses
@@ -38,6 +43,7 @@ from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
+from tinyllm.frozen.nf4 import check_block_size
 from tinyllm.generate import generate
 from tinyllm.inspect.plan import Plan, plan
 from tinyllm.lora.config import LoRAConfig
@@ -118,14 +124,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
+    refuse_settings(args)
     set_device(args.device)
     folder, out = model_folder(args.model), Path(args.out)
     shape = load_config(folder)
-    if args.max_seq_len > shape.max_seq_len:
-        raise ValueError(
-            f"--max-seq-len {args.max_seq_len} is beyond the model's context of {shape.max_seq_len} tokens; give that "
-            "or less"
-        )
+    refuse_beyond_context(args.max_seq_len, shape.max_seq_len)
     lr = default_lr(args.model, args.method) if args.lr is None else args.lr
     config = TrainConfig(**{**chosen(args, TrainConfig), "lr": lr})
     adapter = {**chosen(args, LoRAConfig), "target_modules": targets_of(args.target_modules)}
@@ -169,6 +172,20 @@ def show_job(
     console.print(f"model {escape(model)}, data {escape(file or 'the embedded jargon file')}, method {method}")
     show_data(console, data)
     console.print(trainable)
+
+
+def refuse_settings(args: argparse.Namespace) -> None:
+    """Raise for options that are out of range or would do nothing, before anything is read or printed."""
+    refuse_ignored(args, args.method)
+    refuse_below(args, 0, "sample_tokens")
+    if args.prompt is not None and args.sample_tokens == 0:
+        warnings.warn("--sample-tokens 0 writes no samples, so --prompt has nothing to go on to", stacklevel=1)
+    if args.held_out == 0 and "eval_every" in args.given and args.eval_every:
+        warnings.warn("--held-out 0 holds nothing out, so --eval-every has nothing to look at", stacklevel=1)
+    LoRAConfig(**chosen(args, LoRAConfig))
+    if args.method == "qlora":
+        check_block_size(args.block_size)
+    refuse_out(Path(args.out))
 
 
 def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:
@@ -285,6 +302,6 @@ def save_about(out: Path, options: dict[str, Any]) -> list[str]:
     """Draw the losses and write the settings down; returns a line that says so."""
     drawn = draw_losses(out / "log.jsonl", out / "loss.png")
     picture = "loss.png" if drawn else "no loss.png (pip install matplotlib draws it)"
-    settings = {name: value for name, value in options.items() if name not in ("run", "verb")}
+    settings = {name: value for name, value in options.items() if name not in ("run", "verb", "given")}
     write_text(out / RUN, json.dumps(settings, default=str, indent=1))
     return [f"log.jsonl, {picture}, run.json (the settings), checkpoint.safetensors beside it"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.cli.options import add_fields, add_rows, megabytes, model_folder, targets_of
+from tinyllm.cli.options import add_fields, add_rows, megabytes, model_folder, refuse_below, refuse_ignored, targets_of
 from tinyllm.inspect.plan import STORAGE, Plan, plan
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.models.build import STORAGES
@@ -64,6 +64,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    refuse_below(args, 1, "rank", "batch_size", "max_seq_len")
+    if args.method:
+        refuse_ignored(args, args.method)
     config = SHAPES[args.model] if args.model in SHAPES else load_config(model_folder(args.model))
     options = {"rank": args.rank, "target_modules": targets_of(args.target_modules), "batch_size": args.batch_size}
     options |= {"checkpointing": args.checkpointing}

@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm import assets
-from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, load_model, model_folder
+from tinyllm.cli.options import (
+    add_base_storage,
+    add_model,
+    choose_model,
+    load_base,
+    load_model,
+    model_folder,
+    refuse_out,
+)
 from tinyllm.data.batches import Loader
 from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
@@ -61,6 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     out = Path(args.out)
+    refuse_out(out)
     name, warning = choose_model(args.model, args.adapter)
     for kind, folder in (("model", model_folder(name)), ("adapter", Path(args.adapter))):
         if out.resolve() == folder.resolve():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from tinyllm import assets
 from tinyllm.backend.device import set_device
+from tinyllm.backend.names import nearest
 from tinyllm.cli import fetch
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
+from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.peft.adapter import CONFIG, trained_over
 from tinyllm.models import DecoderModel
 from tinyllm.models.build import STORAGES
@@ -63,6 +66,44 @@ def add_template(parser: Options) -> None:
         help="own: conversations, and records' prompts and completions, are written in the model's chat template; "
         "none: as User: and Assistant:, and prompts and completions are joined as they are (default: %(default)s)",
     )  # fmt: skip
+
+
+def refuse_ignored(args: argparse.Namespace, method: str) -> None:
+    """Raise ValueError for an option that was given and that a training method has no use for."""
+    adapters = {option_of(field.name) for field in fields(LoRAConfig)} | {"loraplus_ratio"}
+    for name in sorted(args.given & (adapters | {"block_size"})):
+        option = "--" + name.replace("_", "-")
+        if name == "block_size" and method != "qlora":
+            raise ValueError(f"{option} is for --method qlora, and this is {method}; leave out one of them")
+        if name in adapters and method == "full":
+            raise ValueError(
+                f"{option} is for adapters, and --method full trains the whole model; leave out one of them"
+            )
+
+
+def refuse_below(args: argparse.Namespace, least: int, *names: str) -> None:
+    """Raise ValueError unless these options are at least so much."""
+    for name in names:
+        value = getattr(args, name)
+        if value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+
+
+def refuse_beyond_context(max_seq_len: int, context: int) -> None:
+    """Raise ValueError for rows that are longer than what the model was made for."""
+    if max_seq_len > context:
+        raise ValueError(
+            f"--max-seq-len {max_seq_len} is beyond the model's context of {context} tokens; give that or less"
+        )
+
+
+def refuse_out(out: Path) -> None:
+    """Raise OSError, before any work is done, if results cannot be put into this folder."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"the results cannot go to {out}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"the results cannot go to {out}: {there} may not be written to; name another folder")
 
 
 def add_device(parser: Options) -> None:
@@ -119,7 +160,10 @@ def model_folder(name: str) -> Path:
     path = _place(name)
     if name in fetch.MODELS and not path.is_file():
         raise FileNotFoundError(f"{name} is not on this machine yet: run `tinyllm fetch {name}` first")
-    return hub.find(path)
+    found = hub.find(path)
+    if not found.exists() and (hint := nearest(name, [EMBEDDED, *fetch.MODELS])):
+        raise FileNotFoundError(f"there is no model in {name}{hint}")
+    return found
 
 
 def _place(name: str) -> Path:

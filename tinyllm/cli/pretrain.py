@@ -12,7 +12,16 @@ from rich.console import Console
 
 from tinyllm import assets
 from tinyllm.backend.device import set_device
-from tinyllm.cli.options import EMBEDDED, add_device, add_fields, chosen, megabytes, model_folder
+from tinyllm.cli.options import (
+    EMBEDDED,
+    add_device,
+    add_fields,
+    chosen,
+    megabytes,
+    model_folder,
+    refuse_below,
+    refuse_out,
+)
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.training import add_run, loaders, show_data, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
@@ -52,8 +61,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     console = Console()
+    refuse_below(args, 1, *(name.replace("-", "_") for name in SHAPE))
+    config = TrainConfig(**chosen(args, TrainConfig), eval_every=args.save_every)
     set_device(args.device)
     out = Path(args.out)
+    refuse_out(out)
     tokenizer = Tokenizer.load(model_folder(args.tokenizer))
     data = loaders(
         assets.path("plays.txt.gz") if args.data is None else args.data,
@@ -65,7 +77,6 @@ def run(args: argparse.Namespace) -> None:
     model = DecoderModel(tokenizer.vocab_size, args.hidden_size, args.layers, args.heads, seed=args.seed, **shape)
     show_data(console, data)
     console.print(f"{model.num_parameters():,} parameters")
-    config = TrainConfig(**chosen(args, TrainConfig), eval_every=args.save_every)
     # The starting weights are a function of the model's shape and the seed.
     settings = {name: getattr(args, name) for name in ("batch_size", "max_seq_len", "held_out")}
     result = train_with_bar(model, data, config, out, args.resume, {**settings, "model": model.describe()}, console)

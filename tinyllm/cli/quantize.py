@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from tinyllm.cli.options import megabytes, model_folder
+from tinyllm.cli.options import megabytes, model_folder, refuse_out
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, bits_per_weight
@@ -34,6 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     source, out = model_folder(args.model), Path(args.out)
+    refuse_out(out)
     if out.resolve() == source.resolve():
         raise ValueError(
             f"OUT is the model's own folder {source}, which quantising would overwrite; name another folder"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.cli.options import EMBEDDED, add_fields, model_folder
+from tinyllm.cli.options import EMBEDDED, add_fields, model_folder, refuse_below
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.heads import is_tied
 from tinyllm.lora.targets import linear_names, resolve_targets
@@ -26,8 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.rank < 1:
-        raise ValueError(f"--rank must be at least 1, not {args.rank}")
+    refuse_below(args, 1, "rank")
     model = DecoderModel.from_pretrained(model_folder(args.model))
     covers = {"attention": set(resolve_targets(model, None)), "all-linear": set(resolve_targets(model, "all-linear"))}
     groups: dict[str, list[str]] = {}

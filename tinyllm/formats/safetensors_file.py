@@ -137,7 +137,8 @@ def read_header(path: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _header(path: Any) -> tuple[dict[str, Any], int]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        folder = ": it is a folder, give the file in it" if Path(path).is_dir() else ""
+        raise FileNotFoundError(f"there is no file {path}{folder}")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty; it was not written to the end, get or write it again")
     try:

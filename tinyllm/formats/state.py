@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyllm.backend.double_quant import dynamic_map
 from tinyllm.backend.half import BFLOAT16, from_bfloat16
+from tinyllm.backend.names import is_array, kind_of
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.formats import safetensors_file
 from tinyllm.frozen import stored
@@ -43,7 +44,9 @@ def save(state: Mapping[str, Any], path: Any) -> None:
         If the file cannot be written; an old file of that name is then as it was.
     """
     if not isinstance(state, Mapping):
-        raise TypeError(f"save takes a dict of arrays by name, such as model.state_dict(), not {type(state).__name__}")
+        raise TypeError(
+            f"save takes a dict of arrays by name, such as model.state_dict(), and a path, not {kind_of(state)}"
+        )
     if not state:
         raise ValueError("there is nothing to save: the state is empty")
     arrays, metadata = pack(state)
@@ -75,6 +78,8 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     arrays: dict[str, Any] = {}
     half: dict[str, str] = {}
     for name, weight in state.items():
+        if not is_array(weight):
+            raise TypeError(f"{name} is {kind_of(weight)}; only arrays can be saved")
         weight = stored(weight)
         if weight.frozen and weight.storage != "nf4":
             half[name] = weight.dtype.name

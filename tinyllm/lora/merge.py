@@ -60,6 +60,8 @@ def merge_lora(model: Module, keep_base: bool = True, base: Any = "dequantized",
             raise RuntimeError("the adapters are disabled; call enable_lora before merging them for good")
         _merge_for_good(model, base, untie)
         return model
+    if untie:
+        raise ValueError("untie= is for keep_base=False: what is merged for use beside its base unties nothing")
     if base != "dequantized":
         raise ValueError("base= is for keep_base=False: what is merged for use beside its base is always in float")
     for _, layer in lora_layers(model):

@@ -107,8 +107,10 @@ class ModelFolder:
     def __init__(self, path: Path):
         self.path = path
         if not (path / "config.json").is_file():
-            adapter = (path / "adapter_config.json").is_file()
-            hint = ", but an adapter: name its model, and the adapter with --adapter" if adapter else ""
+            known = {"adapter_config.json": "an adapter: name its model, and the adapter with --adapter"}
+            known |= {"tokenizer.json": "a tokenizer alone"}
+            hint = next((f", but {what}" for name, what in known.items() if (path / name).is_file()), "")
+            hint = ", which is a file" if path.is_file() else hint
             raise FileNotFoundError(
                 f"there is no model in {path} (no config.json){hint}; give a folder as Hugging Face has it"
             )

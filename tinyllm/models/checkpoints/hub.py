@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tinyllm.backend.names import kind_of
 
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 WANTED = ["*.safetensors", "*.json", "*.jinja"]  # never a pickle
@@ -42,6 +45,8 @@ def find(name: Any) -> Path:
     ImportError
         If huggingface_hub is not installed.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"a model is a folder, a GGUF file or a name on the hub, not {kind_of(name)}")
     path = Path(name)
     if path.exists() or path.suffix == ".gguf" or path.parent.is_dir() and path.parent != Path("."):
         return path
