@@ -50,6 +50,7 @@ from tinyllm.cli.samples import prompt_of, sample, show_samples
 from tinyllm.cli.shortage import telling_the_plan
 from tinyllm.cli.tokenizer_files import add_ids
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
+from tinyllm.data.batches import Loader
 from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats.atomic import write_text
@@ -168,11 +169,7 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
         if not args.resume and (out / RUN).is_file():
             line = f"replacing the earlier run in {escape(str(out))} once this one's results are there"
             console.print(line, soft_wrap=True)
-        console.print(
-            f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
-        )
-        show_data(console, data)
-        console.print(trainable_summary(model))
+        show_job(console, args.model, args.data, args.method, data, trainable_summary(model))
         before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
         settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
         with alone(out, make=not args.resume):
@@ -183,6 +180,15 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
         after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
     show_result(console, result, planned, [*lines, next_command(args.model, args.method, out)])
+
+
+def show_job(
+    console: Console, model: str, file: str | None, method: str, data: tuple[Loader, Loader | None], trainable: str
+) -> None:
+    """What is trained on what, how much that is, and how many parameters train."""
+    console.print(f"model {escape(model)}, data {escape(file or 'the embedded jargon file')}, method {method}")
+    show_data(console, data)
+    console.print(trainable)
 
 
 def refuse_settings(args: argparse.Namespace) -> None:
