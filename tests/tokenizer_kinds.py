@@ -6,7 +6,7 @@ import json
 
 import tokenizers
 from chat_templates import BYTES, byte_level, sentencepiece
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 END = {"eos_token": "</s>"}
 BEGIN = {"bos_token": "<s>", **END}
@@ -26,6 +26,21 @@ def metaspace(scheme: str) -> tokenizers.Tokenizer:
     parts["normalizer"] = None
     parts["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
     return tokenizers.Tokenizer.from_str(json.dumps(parts))
+
+
+def unigram() -> tokenizers.Tokenizer:
+    """Scores instead of merges, characters composed and taken apart first (NFKC), and unknown ones as bytes."""
+    words = ["▁the", "▁cat", "▁", "the", "cat", "re", ":", "?", "\n", "1", "2", *"acehtsoQnmd"]
+    vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((word, -len(words) / len(word)) for word in words)]
+    vocabulary += [(f"<0x{i:02X}>", -20.0) for i in range(256)]
+    inner = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    inner.normalizer = normalizers.NFKC()
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<s>", "</s>")])
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                       decoders.Strip(" ", 1, 0)])  # fmt: skip
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return inner
 
 
 def llama3() -> tokenizers.Tokenizer:
@@ -72,6 +87,7 @@ KINDS = {
     "metaspace, first": (lambda: metaspace("first"), BEGIN),
     "metaspace, always": (lambda: metaspace("always"), BEGIN),
     "metaspace, never": (lambda: metaspace("never"), BEGIN),
+    "unigram": (unigram, BEGIN),
     "two at the start": (two_at_the_start, END),
     "only named": (only_named, {**BEGIN, "unk_token": "<unk>"}),
     "greedy end": (greedy_end, BEGIN),

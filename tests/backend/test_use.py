@@ -79,7 +79,7 @@ def test_a_replacement_that_writes_into_its_input_is_named(name, run):
     @functools.wraps(own)
     def writes(*args):
         for x in args:
-            if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+            if isinstance(x, np.ndarray) and x.dtype.kind in "fiu":
                 x *= 2
         return own(*args)
 

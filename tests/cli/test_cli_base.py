@@ -93,7 +93,7 @@ def test_generate_over_the_base_of_the_training(case, capsys):
 
 def test_generate_says_that_the_context_ended_the_text(case, tmp_path, capsys, monkeypatch):
     folder, _, _ = case
-    monkeypatch.setattr(Tokenizer, "_special", lambda *_: None)  # no token ends the text
+    monkeypatch.setattr("tinyllm.data.tokenizer.find", lambda *_: None)  # no token ends the text
     argv = ["generate", "--model", str(folder / "model"), "--prompt", "A program", "--max-new-tokens"]
     assert main([*argv, "500"]) == 0
     assert capsys.readouterr().err == "the model's context of 64 tokens ended the text\n"

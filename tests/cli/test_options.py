@@ -13,7 +13,7 @@ import pytest
 from tinyllm import cli
 from tinyllm.cli import build_parser, finetune, options, pretrain
 from tinyllm.lora.config import BIASES, LoRAConfig
-from tinyllm.models.decoder import STORAGES
+from tinyllm.models.build import STORAGES
 from tinyllm.optim import SCHEDULES
 from tinyllm.train.loop import TrainConfig
 

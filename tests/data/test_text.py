@@ -279,7 +279,7 @@ def test_an_answer_that_is_not_to_be_learned_is_context(tmp_path, key, value, na
     if value is None or value:
         assert data[0].labels.tolist() == whole.labels.tolist() and data.masked == 0
         return
-    assert data.masked == 1 and "1 answers not learned, as their keys ask" in data.report()
+    assert data.masked == 1 and "1 answer left unlearned, as asked" in data.report()
     assert "Hi" not in learned(tokenizer, data[0]) and "Hi" in learned(tokenizer, whole)
     assert learned(tokenizer, whole).endswith(learned(tokenizer, data[0]))
 
@@ -292,6 +292,8 @@ def test_an_answer_that_is_not_to_be_learned_is_context(tmp_path, key, value, na
         ({"messages": chat(weight=float("nan"))}, 'message 2 has nan as its "weight"'),
         ({"messages": chat(mask=True)}, 'message 2 has "mask", which says what is learned in a way'),
         ({"messages": chat(training_detail=[])}, 'message 2 has "training_detail"'),
+        ({"messages": chat(masked=True)}, 'message 2 has "masked"'),
+        ({"messages": chat(loss_scale=0)}, 'message 2 has "loss_scale"'),
         ({"messages": [{**TURNS[0], "train": True}, TURNS[1]]}, 'message 1 asks to be learned ."train".'),
         ({"messages": chat(function_call={"name": "f"})}, "message 2 is a tool call"),
         ({"messages": TURNS, "weight": 2}, 'the record has 2 as its "weight"'),
@@ -333,9 +335,18 @@ def test_a_record_that_is_not_to_be_learned_is_left_out_and_counted(tmp_path):
     for tokenizer in (GPT2, CHAT):
         data = loaded(tmp_path, tokenizer, keep, *off)
         assert (len(data), data.dropped, data.masked, data.notes) == (1, 4, 5, ())
-        assert "4 dropped with nothing left to learn; 5 answers not learned, as their keys ask" in data.report()
+        assert "4 dropped with nothing left to learn; 5 answers left unlearned, as asked" in data.report()
     with pytest.raises(ValueError, match="no assistant turn to learn from"):
         loaded(tmp_path, GPT2, {"messages": TURNS[:1]})
+
+
+def test_nothing_is_left_to_learn(tmp_path):
+    off = {"prompt": "the", "completion": " cat", "weight": 0}
+    with pytest.raises(ValueError, match="every answer is left unlearned, as its keys ask; take them away"):
+        loaded(tmp_path, GPT2, off, off)
+    for twice in ('{"text": "the", "text": "cat"}', '{"messages": [{"role": "user", "content": "a", "content": "b"}]}'):
+        with pytest.raises(ValueError, match='line 2: "(text|content)" stands twice in one object'):
+            loaded(tmp_path, GPT2, {"text": "the"}, twice)
 
 
 def test_a_first_answer_that_nothing_asks_for_beside_one_that_is_not_learned(tmp_path):
@@ -364,6 +375,7 @@ def test_a_system_of_the_records_is_used(tmp_path):
 def test_a_note_is_of_its_own_file(tmp_path):
     """A tokenizer goes from file to file, and what its template left open in one is nothing in the next."""
     first = {"messages": [TURNS[1], *TURNS]}
+    CHAT.apply_chat(first["messages"])
     for rows in ([first], [{"messages": TURNS}], [first]):
         notes = loaded(tmp_path, CHAT, *rows).notes
         assert ["begins a conversation" in note for note in notes] == [True] * (rows == [first])
@@ -379,6 +391,31 @@ def test_keys_that_change_nothing_are_named_once(tmp_path):
     assert many[0].endswith('"k7" (line 1) and 12 more')
     thinks = Tokenizer(byte_level(IM), {"eos_token": "<|im_end|>", "chat_template": CASES["qwen3"].template})
     assert loaded(tmp_path, thinks, {"messages": [TURNS[0], {**TURNS[1], "reasoning": "hm"}]}).notes == ()
+
+
+def test_what_the_template_does_not_write_is_noted(tmp_path):
+    deaf = CHATML.replace("{{'<|im_start|>' +", "{% if message.role != 'system' %}{{'<|im_start|>' +")
+    deaf = deaf.replace("+ '\n'}}{% endfor %}", "+ '\n'}}{% endif %}{% endfor %}")
+    tokenizer = Tokenizer(byte_level(IM), {"eos_token": "<|im_end|>", "chat_template": deaf})
+    assert loaded(tmp_path, tokenizer, {"messages": TURNS}).notes == ()
+    system = {"prompt": "the", "completion": "cat", "system": "Be brief."}
+    talk = {"messages": [{"role": "system", "content": "Be brief."}, *TURNS]}
+    (note,) = loaded(tmp_path, tokenizer, {"messages": TURNS}, system, talk).notes
+    assert note == "in 2 lines (the first is 2) the chat template leaves out or changes what the system writes"
+    assert loaded(tmp_path, CHAT, system, talk).notes == ()
+    for name, case in CASES.items():
+        other = Tokenizer(case.inner(), {**case.config, "chat_template": case.template})
+        assert not [note for note in loaded(tmp_path, other, {"messages": TURNS}).notes if "leaves out" in note], name
+
+
+def test_characters_that_the_vocabulary_lacks_are_noted(tmp_path):
+    tokenizer = by_hand("▁the", "▁cat", "cat", normal=NORMAL)
+    assert tokenizer.unk_id is None  # nothing says that it is one
+    tokenizer = Tokenizer(tokenizer._inner, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    (note,) = loaded(tmp_path, tokenizer, {"text": "the"}, {"text": "the cät"}).notes
+    assert note == "in line 2 the text has characters that the vocabulary lacks: each is learned as <unk>"
+    with pytest.warns(UserWarning, match="the text has characters that the vocabulary lacks"):
+        load_text("the cat cät", tokenizer)
 
 
 def test_a_space_at_the_end_of_a_prompt_is_noted(tmp_path):

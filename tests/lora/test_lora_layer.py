@@ -21,6 +21,7 @@ from tinyllm.lora import (
     linear_names,
     merge_lora,
     set_adapter,
+    untie_head,
 )
 from tinyllm.models import DecoderModel
 from tinyllm.nn import Linear, Module
@@ -70,6 +71,38 @@ def test_dropout_hits_the_update_s_input_in_training_alone():
     x = Tensor(np.ones((100, N_IN)))
     assert len(np.unique(adapter.train()(x).data.round(9), axis=0)) > 10
     assert len(np.unique(adapter.eval()(x).data.round(9), axis=0)) == 1
+
+
+def test_a_merged_weight_follows_another_scale():
+    layer = LoRALinear(Linear(N_IN, N_OUT, dtype=np.float64))
+    adapter = layer.adapters["x"] = Adapter(layer.base_layer, R, 1.0)
+    layer.active, adapter.lora_B.data = ("x",), np.ones((N_OUT, R))
+    layer.merge()
+    x = np.ones((1, N_IN))
+    once, plain = layer(Tensor(x)).data, layer.base_layer(Tensor(x)).data
+    adapter.scale = 3.0
+    assert np.allclose(layer(Tensor(x)).data - plain, 3 * (once - plain), rtol=1e-12)
+
+
+@given(st.integers(0, 999), st.booleans())
+def test_dora_leaves_the_bias_as_it_is(seed, trained):
+    rng = np.random.default_rng(seed)
+    layer = LoRALinear(Linear(N_IN, N_OUT, dtype=np.float64))
+    adapter = layer.adapters["x"] = DoRA(layer.base_layer, R, 1.5)
+    layer.active, layer.base_layer.bias.data = ("x",), rng.standard_normal(N_OUT)
+    if trained:
+        layer.train_bias("x")
+    for p in adapter.parameters():
+        p.data = p.data + rng.standard_normal(p.shape)
+    v = layer.base_layer.weight.data + 1.5 * adapter.lora_B.data @ adapter.lora_A.data
+    x, g, length = rng.standard_normal((6, N_IN)), rng.standard_normal((6, N_OUT)), np.linalg.norm(v, axis=1)
+    bias, m = layer.chosen_bias(), adapter.magnitude.data
+    bias.requires_grad, bias.grad = True, None
+    y = layer(Tensor(x))
+    assert np.allclose(y.data, x @ (v * (m / length)[:, None]).T + bias.data, rtol=1e-12, atol=1e-12 * np.abs(m).max())
+    y.backward(g)
+    budget = 64 * np.finfo(float).eps * (np.abs(g) * (1 + np.abs(m / length))).sum(0)
+    assert (np.abs(bias.grad - g.sum(0)) <= budget).all()
 
 
 def test_names_in_a_state_dict_are_those_of_files_and_each_leads_to_its_weight():
@@ -152,6 +185,23 @@ def test_adapters_inside_a_module_that_another_trains_whole_merge_for_good():
     merge_lora(model, keep_base=False)
     assert np.abs(model(IDS).data - wanted).max() <= 1e-12 * np.abs(wanted).max()
     assert model.state_dict().keys() == DecoderModel(40, 32, 1, 2, seed=1).state_dict().keys()
+
+
+def test_a_module_trained_whole_inside_another_one_merges_for_good():
+    model = DecoderModel(40, 32, 1, 2, seed=1, dtype=np.float64)
+    apply_lora(model, 2, modules_to_save=["up_proj"], verbose=False)
+    apply_lora(model, 2, modules_to_save=["mlp"], adapter_name="second", verbose=False)
+    set_adapter(model, ["default", "second"])
+    wanted = model(IDS).data
+    merge_lora(model, keep_base=False)
+    assert np.array_equal(model(IDS).data, wanted)  # what was trained has not moved yet
+    assert model.state_dict().keys() == DecoderModel(40, 32, 1, 2, seed=1).state_dict().keys()
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_an_untied_head_trains_if_the_embedding_does(trains):
+    model = untie_head(DecoderModel(40, 32, 1, 2, seed=1).requires_grad_(trains))
+    assert model.lm_head.weight.requires_grad is trains is model.embed_tokens.weight.requires_grad
 
 
 @pytest.mark.parametrize("kind", [Adapter, DoRA])

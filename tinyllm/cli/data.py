@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from tinyllm.cli.options import EMBEDDED, add_row_length, model_folder
+from tinyllm.cli.options import EMBEDDED, add_row_length, add_template, model_folder
 from tinyllm.data.batches import Batch, Loader, Row
 from tinyllm.data.examples import IGNORE
 from tinyllm.data.text import load_text
@@ -34,6 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--model", "--tokenizer", default=EMBEDDED, dest="model", metavar="FOLDER",
         help="whose tokenizer and chat template: a folder with tokenizer.json, or a GGUF file (default: embedded)",
     )  # fmt: skip
+    add_template(show)
     add_row_length(show, max_seq_len=128)
     show.add_argument("--rows", type=int, default=3, help="rows to show, in the file's order (default: %(default)s)")
 
@@ -42,10 +43,10 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(model_folder(args.model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes stand below
-        loader = Loader(load_text(Path(args.file), tokenizer), 1, args.max_seq_len)
+        loader = Loader(load_text(Path(args.file), tokenizer, template=args.template == "own"), 1, args.max_seq_len)
     console = Console(highlight=False)
     show_rows(console, loader, tokenizer, max(0, args.rows))
-    show_counts(console, loader, tokenizer, args.max_seq_len)
+    show_counts(console, loader, args.max_seq_len)
 
 
 def show_rows(console: Console, loader: Loader, tokenizer: Tokenizer, count: int) -> None:
@@ -62,11 +63,11 @@ def show_rows(console: Console, loader: Loader, tokenizer: Tokenizer, count: int
     console.rule(characters="-")
 
 
-def show_counts(console: Console, loader: Loader, tokenizer: Tokenizer, max_seq_len: int) -> None:
+def show_counts(console: Console, loader: Loader, max_seq_len: int) -> None:
     """What the whole file comes to, and the notes on it."""
     data = loader.dataset
-    form = "the plain User:/Assistant: form" if tokenizer.chat_template is None else "the tokenizer's chat template"
-    console.print(f"conversations are written in {form}", markup=False)
+    for form in data.forms or ("the text stands as it is",):
+        console.print(form, markup=False)
     kind = "windows" if data.plain else "examples"
     tokens, live = sum(map(len, data)), sum(example.live for example in data)
     console.print(f"{kind}: {len(data)}, packed into {len(loader.rows)} rows of at most {max_seq_len} tokens")
@@ -74,6 +75,7 @@ def show_counts(console: Console, loader: Loader, tokenizer: Tokenizer, max_seq_
     console.print(f"live labels: {live:,} ({100 * live / tokens:.1f} %)")
     console.print(f"truncated: {data.truncated}")
     console.print(f"dropped: {data.dropped}")
+    console.print(f"answers left unlearned, as asked: {data.masked}")
     for note in data.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 

@@ -19,8 +19,18 @@ from tinyllm import assets
 from tinyllm.backend import random
 from tinyllm.backend.device import set_device
 from tinyllm.cli import fetch
+from tinyllm.cli.generate import asked
 from tinyllm.cli.memory import estimate
-from tinyllm.cli.options import EMBEDDED, add_fields, add_model, chosen, megabytes, model_folder, targets_of
+from tinyllm.cli.options import (
+    EMBEDDED,
+    add_fields,
+    add_model,
+    add_template,
+    chosen,
+    megabytes,
+    model_folder,
+    targets_of,
+)
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.results import (
     ADAPTER,
@@ -32,7 +42,8 @@ from tinyllm.cli.results import (
     remove_other_results,
 )
 from tinyllm.cli.shortage import telling_the_plan
-from tinyllm.cli.training import add_run, loaders, results_follow, train_with_bar
+from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
+from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
@@ -75,6 +86,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help=".txt, .md, or .jsonl with prompt/completion, messages or text (default: embedded)"
     )
+    add_template(parser)
     parser.add_argument(
         "--method", default="lora", choices=list(LEARNING_RATES),
         help="default: %(default)s; qlora keeps the base in four bits, the embedding and the head in float16",
@@ -101,7 +113,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_run(run, out="runs/finetune", max_seq_len=128, held_out=0.1)
     sample = parser.add_argument_group("samples")
     sample.add_argument(
-        "--prompt", help=r"text to continue before and after; \n is a new line (default: for the embedded data only)"
+        "--prompt",
+        help=r"text to continue before and after, or of chats a question to answer; \n is a new line (default: for the "
+        "embedded data only)",
     )
     sample.add_argument("--sample-tokens", type=int, default=80, help="0 for none (default: %(default)s)")
 
@@ -129,8 +143,14 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
     random.manual_seed(args.seed)
     tokenizer = Tokenizer.load(folder)
     text = assets.path("jargon.txt") if args.data is None else args.data
-    data = loaders(text, tokenizer, args.held_out, args.batch_size, args.max_seq_len, args.seed)
-    prompt = prompt_of(args.prompt, args.data)
+    data = loaders(
+        text, tokenizer, args.held_out, args.batch_size, args.max_seq_len, args.seed,
+        template=args.template == "own", vocab_size=shape.vocab_size,
+    )  # fmt: skip
+    talker = tokenizer if args.template == "own" else untemplated(tokenizer)
+    prompt, chat = prompt_of(args.prompt, args.data), data[0].dataset.chat
+    if prompt is not None:
+        refuse_ids_beyond(asked(talker, prompt, prompt if chat else None)[0], tokenizer, shape.vocab_size)
     if args.sample_tokens < 0:
         raise ValueError(f"--sample-tokens must be at least 0, not {args.sample_tokens}")
     storage = storage_of(args.method, args.block_size)
@@ -143,23 +163,29 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
         model = DecoderModel.from_pretrained(folder, storage=storage, dtype=args.dtype)
         prepare(model, args.method, adapter, args.block_size)
         model.checkpointing = args.checkpointing
-        if not args.resume and (out / RUN).is_file():
-            line = f"replacing the earlier run in {escape(str(out))} once this one's results are there"
-            console.print(line, soft_wrap=True)
-        console.print(
-            f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
-        )
-        console.print(trainable_summary(model))
-        before = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
+        show_what(console, args, out, model, data)
+        before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
         settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
         with alone(out, make=not args.resume):
             result = train_with_bar(model, data, config, out, args.resume, settings, console)
             with results_follow():  # before anything else can fail
                 lines = save(model, tokenizer, out, args.model, args.method)
                 lines += save_about(out, {**vars(args), "lr": lr})
-        after = sample(model, tokenizer, prompt, args.sample_tokens, args.seed)
-    show_samples(console, prompt, before, after)
+        after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
+    show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
     show_result(console, result, planned, lines)
+
+
+def show_what(console: Console, args: argparse.Namespace, out: Path, model: DecoderModel, data: Any) -> None:
+    """What will be trained on what, and what becomes of an earlier run."""
+    if not args.resume and (out / RUN).is_file():
+        line = f"replacing the earlier run in {escape(str(out))} once this one's results are there"
+        console.print(line, soft_wrap=True)
+    console.print(
+        f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
+    )
+    show_data(console, data)
+    console.print(trainable_summary(model))
 
 
 def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:
@@ -242,13 +268,15 @@ def fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def sample(model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, tokens: int, seed: int) -> str | None:
-    """What the model makes of the prompt."""
+def sample(
+    model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, chat: bool, tokens: int, seed: int
+) -> str | None:
+    """What the model makes of the prompt: how the text goes on, or in a chat what it answers."""
     if prompt is None or tokens < 1:
         return None
-    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    ids = generate(model, tokenizer.encode(prompt), tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
-    return tokenizer.decode(ids)
+    prompt_ids, stop = asked(tokenizer, prompt, prompt if chat else None)
+    ids = generate(model, prompt_ids, tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
+    return tokenizer.decode(ids) if chat else tokenizer.decode_after(prompt_ids, ids)
 
 
 def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, model_folder
+from tinyllm.cli.options import add_base_storage, add_model, add_template, choose_model, load_base, model_folder
+from tinyllm.data.notes import beginning_twice, begins_twice
+from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.generate import stream
 from tinyllm.lora.merge import merge_lora
@@ -22,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_base_storage(parser)
     parser.add_argument("--prompt", default=":hacker:\n", help=r"text to continue; \n is a new line")
     parser.add_argument("--chat", metavar="MESSAGE", help="a message to answer, written in the model's chat template")
+    add_template(parser)
     parser.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
     parser.add_argument(
         "--temperature", type=float,
@@ -38,44 +41,47 @@ def run(args: argparse.Namespace) -> None:
     if args.adapter:
         load_adapter(model, args.adapter)
         merge_lora(model)
-    prompt, stop = prompt_of(tokenizer, args.prompt, args.chat)
+    prompt = args.prompt.replace("\\n", "\n")
+    if args.template == "none":
+        tokenizer = untemplated(tokenizer)
+    prompt_ids, stop = asked(tokenizer, prompt, args.chat)
+    refuse_ids_beyond(prompt_ids, tokenizer, model.config.vocab_size)
     given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None}
     settings, notes = sampling(model_folder(name), given)
     stop = tuple(dict.fromkeys([*stop, *settings.pop("stop", ())]))
-    prompt_ids = tokenizer.encode(prompt)
     tokens = stream(  # bad input is refused here, before anything is written
         model, prompt_ids, args.max_new_tokens, stop=stop, seed=args.seed, **settings
     )
+    if args.chat is None and begins_twice(prompt_ids, tokenizer):
+        notes.append(beginning_twice(tokenizer))
     for line in [*notes, *([base + warning] if args.adapter else [])]:
         print(line, file=sys.stderr)
     if args.chat is None:
         sys.stdout.write(prompt)
-    count = write(tokens, tokenizer)
+    count = write(tokens, tokenizer, prompt_ids if args.chat is None else [])
     if len(prompt_ids) + count == model.config.max_seq_len and count < args.max_new_tokens:
         print(f"the model's context of {model.config.max_seq_len} tokens ended the text", file=sys.stderr)
 
 
-def prompt_of(tokenizer: Tokenizer, prompt: str, chat: str | None) -> tuple[str, tuple[int, ...]]:
-    """The text to continue, and the tokens that end what is written: of a conversation, or of a plain text."""
+def asked(tokenizer: Tokenizer, prompt: str, chat: str | None) -> tuple[list[int], tuple[int, ...]]:
+    """What to go on from, and the tokens that end what is written: of a plain text, or of a conversation."""
     if chat is None:
-        return prompt.replace("\\n", "\n"), () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    turn = {"role": "user", "content": chat}
-    text = "".join(part for part, _ in tokenizer.apply_chat([turn], add_generation_prompt=True))
-    return text, tokenizer.stop_ids
+        return tokenizer.encode_prompt(prompt), () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return tokenizer.encode_chat([{"role": "user", "content": chat}]), tokenizer.stop_ids
 
 
-def write(tokens: Iterable[int], tokenizer: Tokenizer) -> int:
-    """Write the text as its tokens come; returns how many they were."""
+def write(tokens: Iterable[int], tokenizer: Tokenizer, prompt: list[int]) -> int:
+    """Write the text as its tokens come, which go on from those of the prompt; returns how many they were."""
     ids: list[int] = []
-    shown = ""
+    text = shown = ""
     for token in tokens:
         ids.append(token)
-        text = tokenizer.decode(ids)
+        text = tokenizer.decode_after(prompt, ids)
         if not text.endswith("\ufffd"):  # half a character waits for its other bytes
             sys.stdout.write(text[len(shown) :])
             sys.stdout.flush()
             shown = text
-    sys.stdout.write("\n")
+    sys.stdout.write(text[len(shown) :] + "\n")
     return len(ids)
 
 

@@ -142,7 +142,7 @@ def fold(model: DecoderModel, base: str, untie: bool) -> str:
 
 def held_out(data: str | None, tokenizer: Tokenizer, model: DecoderModel) -> Loader:
     """Text to measure a loss on: a file, all of it, or the part of the jargon file that finetune holds out."""
-    text: Any = load_text(data or assets.path("jargon.txt"), tokenizer)
+    text: Any = load_text(data or assets.path("jargon.txt"), tokenizer, vocab_size=model.config.vocab_size)
     if data is None:
         text = split(text, 0.1, seed=0)[1]
     return Loader(text, ROWS, min(LENGTH, model.config.max_seq_len), seed=0)
@@ -155,7 +155,7 @@ def tokens(loader: Loader) -> int:
 def measure(model: DecoderModel, tokenizer: Tokenizer, loader: Loader) -> tuple[np.ndarray, float]:
     """The logits of `TEXT`, (1, time, vocabulary), and the mean loss of the first batches."""
     with no_grad():
-        logits = model(np.array([tokenizer.encode(TEXT)[: model.config.max_seq_len]])).numpy()
+        logits = model(np.array([tokenizer.encode_prompt(TEXT)[: model.config.max_seq_len]])).numpy()
     return logits, evaluate(model, loader, BATCHES)
 
 

@@ -56,6 +56,15 @@ def chosen(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {field.name: given[option_of(field.name)] for field in fields(kind) if option_of(field.name) in given}
 
 
+def add_template(parser: Options) -> None:
+    """``--template``: whether the tokenizer's chat template is used."""
+    parser.add_argument(
+        "--template", default="own", choices=["own", "none"],
+        help="own: conversations, and records' prompts and completions, are written in the model's chat template; "
+        "none: as User: and Assistant:, and prompts and completions are joined as they are (default: %(default)s)",
+    )  # fmt: skip
+
+
 def add_device(parser: Options) -> None:
     """``--device``."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute (default: cpu)")

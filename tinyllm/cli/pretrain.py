@@ -15,7 +15,7 @@ from tinyllm.backend.device import set_device
 from tinyllm.cli.options import EMBEDDED, add_device, add_fields, chosen, megabytes, model_folder
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.results import alone, refuse_what_no_run_wrote
-from tinyllm.cli.training import add_run, loaders, results_follow, train_with_bar
+from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
@@ -71,6 +71,7 @@ def pretrain(args: argparse.Namespace, out: Path, console: Console) -> None:
         num_kv_heads=args.kv_heads, intermediate_size=args.intermediate_size, max_seq_len=args.max_seq_len
     )
     model = DecoderModel(tokenizer.vocab_size, args.hidden_size, args.layers, args.heads, seed=args.seed, **shape)
+    show_data(console, data)
     console.print(f"{model.num_parameters():,} parameters")
     # The starting weights are a function of the model's shape and the seed.
     settings = {name: getattr(args, name) for name in ("batch_size", "max_seq_len", "held_out")}

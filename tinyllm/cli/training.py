@@ -37,12 +37,23 @@ def add_run(parser: Options, out: str, max_seq_len: int, held_out: float) -> Non
 
 
 def loaders(
-    path: Any, tokenizer: Tokenizer, share: float, batch_size: int, max_seq_len: int, seed: int
+    path: Any, tokenizer: Tokenizer, share: float, batch_size: int, max_seq_len: int, seed: int, **how: Any
 ) -> tuple[Loader, Loader | None]:
-    """The data to learn from, and the share of it that is held out; None if that is nothing."""
-    learned, rest = split(load_text(path, tokenizer), share, seed)
+    """The data to learn from, and the share of it that is held out; None if that is nothing. `how` is `load_text`'s."""
+    learned, rest = split(load_text(path, tokenizer, **how), share, seed, max_seq_len)
     loader = Loader(learned, batch_size, max_seq_len, seed)
     return loader, Loader(rest, batch_size, max_seq_len, seed) if len(rest) else None
+
+
+def show_data(console: Console, data: tuple[Loader, Loader | None]) -> None:
+    """How much there is to learn from and held out, what was done to it, and how records became texts."""
+    loader, held_out = data
+    line = f"to learn: {loader.dataset.report()}"
+    if held_out is not None:
+        line += f"; held out: {len(held_out.dataset)}"
+    console.print(line, soft_wrap=True)
+    for form in loader.dataset.forms:
+        console.print(form)
 
 
 def train_with_bar(

@@ -66,6 +66,8 @@ class Dataset(Sequence[Example]):
         Answers that their own keys (``"weight": 0``) keep from being learned.
     forms : tuple of str
         How the records became texts: "conversations are written in the tokenizer's chat template".
+    chat : bool
+        Whether all records are conversations, or written as some: then a prompt is a question.
     notes : tuple of str
         What the user should know about them: one sentence each.
     """
@@ -76,6 +78,7 @@ class Dataset(Sequence[Example]):
     dropped: int = 0
     masked: int = 0
     forms: tuple[str, ...] = ()
+    chat: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -90,14 +93,15 @@ class Dataset(Sequence[Example]):
 
     def report(self) -> str:
         """One line for the user: how much there is, and what was cut."""
-        line = f"{len(self)} {'windows' if self.plain else 'examples'}, {sum(map(len, self))} tokens"
-        line += f", {sum(example.live for example in self)} of them with a label"
+        tokens, live = sum(map(len, self)), sum(example.live for example in self)
+        line = f"{len(self):,} {'window' if self.plain else 'example'}{'s' * (len(self) != 1)}, {tokens:,} tokens"
+        line += f", {'all' if live == tokens else f'{live:,}'} of them with a label"
         if self.truncated:
             line += f"; {self.truncated} truncated"
         if self.dropped:
             line += f"; {self.dropped} dropped with nothing left to learn"
         if self.masked:
-            line += f"; {self.masked} answers not learned, as their keys ask"
+            line += f"; {self.masked} {'answer' if self.masked == 1 else 'answers'} left unlearned, as asked"
         return line
 
 
@@ -123,6 +127,8 @@ def fit(examples: Sequence[Example], max_seq_len: int | None) -> Dataset:
     kept = tuple(piece for piece in pieces if piece.live)
     if not kept:
         remedy = "give a longer text, or records with an answer"
+        if data.masked:
+            remedy = "every answer is left unlearned, as its keys ask; take them away from some"
         if any(example.live for example in data):
             remedy = f"every answer starts beyond the first {limit} tokens; raise max_seq_len or shorten the prompts"
         raise ValueError(f"there is nothing to learn from: {remedy}")

@@ -7,7 +7,10 @@ from typing import Any
 
 ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 MARKS = ("weight", "train", "training", "trainable", "loss", "learn")  # 0 or false: this is not to be learned
-FINER_MARKS = ("mask", "loss_mask", "train_detail", "training_detail")  # as other programs say it, not understood here
+# As other programs say it, which is not understood here.
+FINER_MARKS = (
+    "mask", "masked", "loss_mask", "loss_weight", "loss_scale", "train_detail", "training_detail", "ignore_loss",
+)  # fmt: skip
 Segments = list[tuple[str, bool]]
 
 
@@ -47,7 +50,7 @@ def _content(message: Any, number: int) -> str:
     ):
         raise ValueError(
             f'message {number} is a tool call, which is not supported: write the conversation as {{"prompt", '
-            '"completion"} with the markers spelled out'
+            '"completion"} with the markers spelled out in the prompt'
         )
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise ValueError(f'message {number} must be an object with "role" and "content"')

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
+import numpy as np
+
 from tinyllm.data.examples import Example
 from tinyllm.data.records import Record
 from tinyllm.data.tokenizer import Tokenizer
@@ -21,16 +23,23 @@ class Notes:
         self._otherwise: list[int] = []
         self._twice: list[int] = []
         self._unused: dict[str, int] = {}
+        self._unwritten: dict[str, list[int]] = {}
+        self._unknown: list[int] = []
 
     def add(self, line: int, record: Record, example: Example) -> None:
         """Look at the record in `line`, counted from 1, and what became of it."""
-        ids = example.ids.tolist()
         if record.marker is not None:
             self._spelled[line] = record.marker
-        if _asked_otherwise(record, ids, self._tokenizer):
-            self._otherwise.append(line)
-        if not record.templated and begins_twice(ids, self._tokenizer):
-            self._twice.append(line)
+        if not record.templated:
+            ids = example.ids.tolist()
+            if _asked_otherwise(record, ids, self._tokenizer):
+                self._otherwise.append(line)
+            if begins_twice(ids, self._tokenizer):
+                self._twice.append(line)
+        for role in record.unwritten:
+            self._unwritten.setdefault(role, []).append(line)
+        if has_unknown(example.ids, self._tokenizer):
+            self._unknown.append(line)
         for key in record.unused:
             self._unused.setdefault(key, line)
 
@@ -50,6 +59,10 @@ class Notes:
             )
         if self._twice:
             notes.append(f"{_where(self._twice)} {beginning_twice(self._tokenizer)}")
+        for role, lines in self._unwritten.items():
+            notes.append(f"{_where(lines)} the chat template leaves out or changes what the {role} writes")
+        if self._unknown:
+            notes.append(f"{_where(self._unknown)} {unknown(self._tokenizer)}")
         if self._unused:
             named = [f'"{key}" (line {line})' for key, line in list(self._unused.items())[:NAMED]]
             more = f" and {len(self._unused) - NAMED} more" if len(self._unused) > NAMED else ""
@@ -65,6 +78,17 @@ def larger_tokenizer(tokenizer: Tokenizer, vocab_size: int | None) -> list[str]:
         f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {vocab_size:,}: a text with one of the "
         "others is refused"
     ]
+
+
+def has_unknown(ids: np.ndarray, tokenizer: Tokenizer) -> bool:
+    """Whether a text has what the vocabulary lacks."""
+    return tokenizer.unk_id is not None and bool((ids == tokenizer.unk_id).any())
+
+
+def unknown(tokenizer: Tokenizer) -> str:
+    """The sentence about such a text, from its subject on."""
+    token = "" if tokenizer.unk_id is None else tokenizer.token(tokenizer.unk_id)
+    return f"the text has characters that the vocabulary lacks: each is learned as {token}"
 
 
 def begins_twice(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
@@ -84,7 +108,7 @@ def _asked_otherwise(record: Record, ids: Sequence[int], tokenizer: Tokenizer) -
     prompt = list(takewhile(lambda piece: not piece[1], record.segments))
     if not prompt or len(prompt) == len(record.segments):
         return False
-    asked, _ = tokenizer.encode_segments(prompt, record.templated)
+    asked, _ = tokenizer.encode_segments(prompt, templated=False)
     return asked != list(ids[: len(asked)])
 
 

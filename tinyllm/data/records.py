@@ -39,6 +39,8 @@ class Record(NamedTuple):
         Keys that made no difference.
     marker : str or None
         The chat template's marker that the prompt spells out, and for which it stands as it is.
+    unwritten : tuple of str
+        Roles, the assistant's aside, of messages that the chat template leaves out or changes.
     """
 
     segments: Segments
@@ -47,6 +49,7 @@ class Record(NamedTuple):
     masked: int = 0
     unused: tuple[str, ...] = ()
     marker: str | None = None
+    unwritten: tuple[str, ...] = ()
 
 
 def read_source(source: str | os.PathLike[str]) -> tuple[str, str, str]:
@@ -104,7 +107,7 @@ def read_record(line: str, tokenizer: Tokenizer) -> Record:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_no_key_twice)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"this is not valid JSON ({error.msg} at column {error.colno}): write one JSON object a line"
@@ -114,6 +117,15 @@ def _object(line: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"this is a JSON {type(record).__name__}: write one JSON object a line")
     return record
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'"{key}" stands twice in one object, and only one can count: remove the other')
+        found[key] = value
+    return found
 
 
 def _form(record: dict[str, Any]) -> tuple[str, ...]:
@@ -145,7 +157,8 @@ def _conversation(messages: Any, system: Any, tokenizer: Tokenizer) -> Record:
     masked = sum(not is_learned(message, "a message") for message in answers)
     templated = tokenizer.chat_template is not None
     form = f"conversations are written in {TEMPLATE if templated else PLAIN_CHAT}"
-    return Record(segments, templated, form, masked, _unused_in(messages, tokenizer.chat_template))
+    unused = _unused_in(messages, tokenizer.chat_template)
+    return Record(segments, templated, form, masked, unused, unwritten=_unwritten(messages, segments))
 
 
 def _prompt_and_completion(record: dict[str, Any], tokenizer: Tokenizer) -> Record:
@@ -154,7 +167,9 @@ def _prompt_and_completion(record: dict[str, Any], tokenizer: Tokenizer) -> Reco
     if tokenizer.chat_template is not None and marker is None:
         question = [_system(system)] if system else []
         question += [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        return Record(tokenizer.apply_chat(question), True, f"prompts and completions are written in {TEMPLATE}")
+        segments = tokenizer.apply_chat(question)
+        form = f"prompts and completions are written in {TEMPLATE}"
+        return Record(segments, True, form, unwritten=_unwritten(question, segments))
     if system:
         raise ValueError(
             '"system" has no place where prompt and completion are joined as they are: write it into the prompt'
@@ -177,6 +192,16 @@ def _system(content: Any) -> dict[str, str]:
 
 def _role(message: Any) -> Any:
     return message.get("role") if isinstance(message, dict) else None
+
+
+def _unwritten(messages: list[dict[str, Any]], segments: Segments) -> tuple[str, ...]:
+    text = "".join(piece for piece, _ in segments)
+    roles = {
+        message["role"]: None
+        for message in messages
+        if isinstance(message["content"], str) and message["content"].strip() not in text
+    }
+    return tuple(role for role in roles if role != "assistant")
 
 
 def _unused_in(messages: list[dict[str, Any]], template: str | None) -> tuple[str, ...]:

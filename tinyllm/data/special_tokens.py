@@ -14,6 +14,7 @@ USUAL = {
     "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"),
     "bos": ("<|begin_of_text|>", "<s>", "<bos>"),
     "pad": ("<|pad|>", "<pad>", "[PAD]"),
+    "unk": ("<unk>", "[UNK]"),
 }
 NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # the special tokens with a name
 
@@ -74,7 +75,7 @@ def spelled(token: Any) -> str | None:
 
 
 def find(inner: Any, config: Mapping[str, Any], name: str) -> int | None:
-    """The id of the "eos", "bos" or "pad" token of a tokenizer of the `tokenizers` library, or None.
+    """The id of the "eos", "bos", "pad" or "unk" token of a tokenizer of the `tokenizers` library, or None.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def find(inner: Any, config: Mapping[str, Any], name: str) -> int | None:
         id: int | None = inner.token_to_id(token)
         if id is not None:
             return id
-        if name != "pad":  # padding is masked by length here, so a missing pad token harms nobody
+        if name in ("eos", "bos"):  # padding is masked by length here, so a missing pad token harms nobody
             raise ValueError(
                 f"the configuration names {token!r} as {name}_token, which tokenizer.json does not have: "
                 "correct tokenizer_config.json or use the tokenizer.json that belongs to it"

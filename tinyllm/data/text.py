@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
 from tinyllm.data.examples import IGNORE, Dataset, Example, fit
-from tinyllm.data.notes import Notes, beginning_twice, begins_twice, larger_tokenizer
-from tinyllm.data.records import Record, read_record, read_source, refuse_half_characters
+from tinyllm.data.notes import Notes, beginning_twice, begins_twice, has_unknown, larger_tokenizer, unknown
+from tinyllm.data.records import PLAIN_CHAT, TEMPLATE, Record, read_record, read_source, refuse_half_characters
 from tinyllm.data.tokenizer import Tokenizer
 
 
@@ -68,10 +68,8 @@ def load_text(
     name, kind, text = read_source(path_or_text)
     if not text.strip():
         raise ValueError(f"{name} is empty: put some text into it")
-    tokenizer = copy.copy(tokenizer)
+    tokenizer = untemplated(tokenizer) if not template else copy.copy(tokenizer)
     tokenizer._compiled = None  # the template's notes are of this file
-    if not template:
-        tokenizer.chat_template = None
     dataset = (_running_text if kind == "text" else _records)(name, text, tokenizer, vocab_size)
     for note in dataset.notes:
         warnings.warn(f"{name}: {note}", stacklevel=2)
@@ -81,14 +79,24 @@ def load_text(
         raise ValueError(f"{name}: {error}") from error
 
 
-def refuse_ids_beyond(ids: Iterable[int], tokenizer: Tokenizer, vocab_size: int | None) -> None:
+def untemplated(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without its chat template; the one that is given keeps it."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def refuse_ids_beyond(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, vocab_size: int | None) -> None:
     """Raise a ValueError that names the first token of `ids` that a model of `vocab_size` tokens does not have."""
-    for id in ids:
-        if vocab_size is not None and id >= vocab_size:
-            raise ValueError(
-                f"the text has the token {tokenizer.token(id)!r}, whose id {id} is beyond the model's {vocab_size:,} "
-                f"tokens (0 to {vocab_size - 1}): use the tokenizer that belongs to the model, or take the token out"
-            )
+    if vocab_size is None:
+        return
+    beyond = np.flatnonzero(np.asarray(ids) >= vocab_size)
+    if len(beyond):
+        id = int(ids[beyond[0]])
+        raise ValueError(
+            f"the text has the token {tokenizer.token(id)!r}, whose id {id} is beyond the model's {vocab_size:,} "
+            f"tokens (0 to {vocab_size - 1}): use the tokenizer that belongs to the model, or take the token out"
+        )
 
 
 def _running_text(name: str, text: str, tokenizer: Tokenizer, vocab_size: int | None) -> Dataset:
@@ -100,6 +108,7 @@ def _running_text(name: str, text: str, tokenizer: Tokenizer, vocab_size: int | 
         raise ValueError(f"{name}: {error}") from error
     tokens = np.array(ids, dtype=np.int64)
     notes = [beginning_twice(tokenizer)] if begins_twice(ids, tokenizer) else []
+    notes += [unknown(tokenizer)] if has_unknown(tokens, tokenizer) else []
     notes += larger_tokenizer(tokenizer, vocab_size)
     return Dataset((Example(tokens[:-1], tokens[1:]),), plain=True, notes=tuple(notes))
 
@@ -118,14 +127,17 @@ def _records(name: str, text: str, tokenizer: Tokenizer, vocab_size: int | None)
         try:
             record = read_record(line, tokenizer)
             example = _label(record, tokenizer)
-            refuse_ids_beyond(example.ids.tolist(), tokenizer, vocab_size)
+            refuse_ids_beyond(example.ids, tokenizer, vocab_size)
         except ValueError as error:
             raise ValueError(f"{name}, line {number}: {error}") from error
         notes.add(number, record, example)
         examples.append(example)
         forms.append(record.form)
         masked += record.masked
-    return Dataset(tuple(examples), masked=masked, notes=notes.sentences(), forms=tuple(dict.fromkeys(forms)))
+    chat = all(form.endswith((TEMPLATE, PLAIN_CHAT)) for form in forms)
+    return Dataset(
+        tuple(examples), masked=masked, forms=tuple(dict.fromkeys(forms)), chat=chat, notes=notes.sentences()
+    )
 
 
 def _label(record: Record, tokenizer: Tokenizer) -> Example:

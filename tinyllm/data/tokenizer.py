@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data import labels, pieces
+from tinyllm.data import labels, pieces, special_tokens
 from tinyllm.data.chat import ChatTemplate
 from tinyllm.data.messages import check_messages, plain_chat
-from tinyllm.data.special_tokens import NAMES, beginning, default_template, find, make_units, read_config, spelled
+from tinyllm.data.special_tokens import NAMES, USUAL, find, spelled
 from tinyllm.formats.atomic import write_text
 
 __all__ = ["Tokenizer"]
@@ -35,8 +35,8 @@ class Tokenizer:
 
     Attributes
     ----------
-    eos_id, bos_id, pad_id : int or None
-        End of text, beginning of text, padding; None where the tokenizer has no such token.
+    eos_id, bos_id, pad_id, unk_id : int or None
+        End of text, beginning of text, padding, what the vocabulary lacks; None where there is no such token.
     begin_ids : tuple of int
         What texts for this model start with: `bos_id` or nothing as `add_bos_token` says, or else what the tokenizer's
         own post-processor puts there. `encode` never adds it.
@@ -52,10 +52,10 @@ class Tokenizer:
         self._inner = inner
         self._compiled: tuple[str, ChatTemplate] | None = None
         self._config = dict(config or {})
-        self.eos_id, self.bos_id, self.pad_id = (find(inner, self._config, name) for name in ("eos", "bos", "pad"))
-        self.chat_template = default_template(self._config.get("chat_template"))
-        make_units(inner, self._config, self.eos_id)
-        self.begin_ids = beginning(inner, self._config, self.bos_id)
+        self.eos_id, self.bos_id, self.pad_id, self.unk_id = (find(inner, self._config, name) for name in USUAL)
+        self.chat_template = special_tokens.default_template(self._config.get("chat_template"))
+        special_tokens.make_units(inner, self._config, self.eos_id)
+        self.begin_ids = special_tokens.beginning(inner, self._config, self.bos_id)
         self.adds_bos = self.bos_id in self.begin_ids
 
     @classmethod
@@ -103,7 +103,7 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{file} is not a tokenizer.json file ({error}): fetch or save it again") from error
-        config = read_config(file.parent) if file.name == "tokenizer.json" else None
+        config = special_tokens.read_config(file.parent) if file.name == "tokenizer.json" else None
         try:
             return cls(inner, config)
         except ValueError as error:
