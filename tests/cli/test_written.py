@@ -213,6 +213,11 @@ def test_an_adapter_records_where_its_base_is(home, capsys, monkeypatch):
         add(home / "o", "adapter_config.json", base_model_name_or_path=recorded)
         assert main([*shown, "../o"]) == 0 and "(model base)" in capsys.readouterr().err
         assert main([*shown, "../o", "--model", "base"]) == 0 and "WARNING" not in capsys.readouterr().err
+    # A folder of a built-in name here is another model, and is not taken for it, nor the other way round.
+    shutil.copytree(home / "m", "base")
+    for recorded, shown_as in ((assets.path("base"), assets.path("base")), (Path("base").resolve(),) * 2):
+        add(home / "o", "adapter_config.json", base_model_name_or_path=str(recorded))
+        assert main([*shown, "../o"]) == 0 and f"(model {shown_as})" in capsys.readouterr().err
     add(home / "o", "adapter_config.json", base_model_name_or_path="/no/such/folder")
     assert main([*shown, "../o"]) == 1
     assert re.search("trained over /no/such/folder, which is not here", capsys.readouterr().err)

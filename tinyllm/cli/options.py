@@ -219,11 +219,12 @@ def _called(recorded: str) -> str:
     path = Path(recorded)
     if path.is_absolute():
         if path.parts[-3:] == assets.path("base").parts[-3:]:
-            return EMBEDDED  # of this installation or another one
+            own = assets.path("base")  # of this installation or another one; a folder named "base" would win over it
+            return EMBEDDED if is_built_in(EMBEDDED) else str(own)
         for name in MODELS:
-            if path in (_place(name), _place(name).parent):
-                return name
-        if path.is_relative_to(Path.cwd()) and path != Path.cwd():
+            if path in (place(name), place(name).parent):
+                return name if is_built_in(name) else recorded
+        if path.is_relative_to(Path.cwd()) and str(path.relative_to(Path.cwd())) not in (".", EMBEDDED, *MODELS):
             return str(path.relative_to(Path.cwd()))
     return recorded
 
