@@ -427,8 +427,8 @@ def home(tmp_path_factory):
 
 
 def tree(folder) -> dict[str, tuple[int, int]]:
-    """Every file with its size and the time of its last change."""
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+    """Every folder, and every file with its size and the time of its last change."""
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) if p.is_file() else (0, 0) for p in folder.rglob("*")}
 
 
 def weights(model) -> dict[str, tuple]:
