@@ -104,7 +104,7 @@ def test_the_rate_counts_what_is_processed_and_no_padding():
 
     def train(model, loader, held_out, config, out, *, resume, settings, report):
         for step in range(1 + 3 * resume, 5 + 3 * resume):
-            report({"step": step, "loss": 1.0, "tokens": 2 * step, "seconds": 10.0 * step})
+            report({"step": step, "loss": 1.0, "tokens": 2 * step, "seconds": step / 10})
             seen.append(report.__self__)
 
     for resume, steps in ((False, 4), (True, 3)):
@@ -118,7 +118,7 @@ def test_the_rate_counts_what_is_processed_and_no_padding():
         assert each == 10 or each == 12
         assert bar.processed == steps * each  # of a resumed run, since it was resumed
         numbers = bar.progress.tasks[0].fields["numbers"]
-        assert f"{each / 10:,.0f} tokens/s" in numbers
+        assert f"{each * 10:,.0f} tokens/s" in numbers
 
 
 # What fits ---------------------------------------------------------------------------------------------------------
