@@ -110,6 +110,7 @@ def test_the_rate_counts_what_is_processed_and_no_padding():
     for resume, steps in ((False, 4), (True, 3)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training, "train", train)
+            patch.setattr(training, "show_start", lambda *args: None)  # there is no folder
             training.train_with_bar(
                 None, (loader, None), TrainConfig(steps=8, grad_accum=2), None, resume, {}, Console(file=io.StringIO())
             )
