@@ -249,6 +249,12 @@ def test_memory_plans_what_finetune_would_run(method, capsys, tmp_path):
     assert found["peak"] - found["library"] == planned.peak - planned.library
 
 
+def test_rows_beyond_the_context_are_refused_as_finetune_refuses_them(capsys):
+    for verb in ("memory", "finetune"):
+        assert main([verb, "--max-seq-len", "257"]) == 1
+        assert "--max-seq-len 257 is beyond the model's context of 256 tokens" in capsys.readouterr().err
+
+
 def test_a_model_in_four_bits_is_planned_in_them(capsys, tmp_path):
     DecoderModel(80, 64, 2, **llama_shape(), seed=1, storage="nf4").save_pretrained(tmp_path)
     found = table(capsys, "--model", str(tmp_path))["methods"]
