@@ -121,6 +121,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.sample_tokens < 0:
+        raise ValueError(f"--sample-tokens must be at least 0, not {args.sample_tokens}")
     set_device(args.device)
     folder, out = model_folder(args.model), Path(args.out)
     with alone(out):
@@ -151,8 +153,6 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
     prompt, chat = prompt_of(args.prompt, args.data), data[0].dataset.chat
     if prompt is not None:
         refuse_ids_beyond(asked(talker, prompt, prompt if chat else None)[0], tokenizer, shape.vocab_size)
-    if args.sample_tokens < 0:
-        raise ValueError(f"--sample-tokens must be at least 0, not {args.sample_tokens}")
     storage = storage_of(args.method, args.block_size)
     planned = plan_of(  # with the data in memory, and nothing of the model yet
         folder, shape, args.method, storage, adapter,
