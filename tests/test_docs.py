@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import re
 import shlex
 import shutil
 import sys
@@ -161,10 +163,11 @@ def test_long_commands_and_comments_are_read():
     assert commands(page) == [(2, ["finetune", "--rank", "8"])]
 
 
-def test_the_guides_commands_run(tmp_path, monkeypatch):
-    """In the order of the page and as printed, on a tiny model and a few notes, and two steps long at the most."""
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """An empty folder in which every name means a tiny model that is there, and training is two steps long at most."""
     from tinyllm import assets
-    from tinyllm.cli import main, training
+    from tinyllm.cli import fetch, training
     from tinyllm.data.tokenizer import Tokenizer
     from tinyllm.models import DecoderModel
     from tinyllm.models.config import llama_shape
@@ -174,21 +177,75 @@ def test_the_guides_commands_run(tmp_path, monkeypatch):
     model = DecoderModel(tokenizer.vocab_size, 16, 1, 2, seed=0, **llama_shape(max_seq_len=512))
     model.save_pretrained("path/to/model")
     tokenizer.save("path/to/model")
-    Path("notes.jsonl").write_text('{"prompt": "Say it. ", "completion": "It is said."}\n' * 40, encoding="utf-8")
-    talk = '{"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]}\n'
-    Path("chats.jsonl").write_text(talk * 40, encoding="utf-8")
-    Path("notes.txt").write_text("Once there was a note, and then another. " * 200, encoding="utf-8")
     for name, module in list(sys.modules.items()):  # every verb's: a new machine has fetched nothing
         if name.startswith("tinyllm.cli.") and hasattr(module, "model_folder"):
             monkeypatch.setattr(module, "model_folder", lambda name: Path("path/to/model"))
+    monkeypatch.setattr(fetch, "is_intact", lambda path, model: True)
     plain = training.train
 
     def short(model, loader, held_out, config, *args, **options):
         return plain(model, loader, held_out, replace(config, steps=min(config.steps, 2)), *args, **options)
 
     monkeypatch.setattr(training, "train", short)
-    ran = 0
-    for line, arguments in commands((ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")):
-        assert main(arguments) == 0, f"fine-tuning.md:{line}: tinyllm {shlex.join(arguments)}"
-        ran += 1
-    assert ran >= 10
+
+
+def run_commands(page: Path) -> int:
+    from tinyllm.cli import main
+
+    found = commands(page.read_text(encoding="utf-8"))
+    for line, arguments in found:
+        assert main(arguments) == 0, f"{page.name}:{line}: tinyllm {shlex.join(arguments)}"
+    return len(found)
+
+
+def test_the_guides_commands_run(small):
+    """In the order of the page and as printed, on a tiny model and a few notes."""
+    Path("notes.jsonl").write_text('{"prompt": "Say it. ", "completion": "It is said."}\n' * 40, encoding="utf-8")
+    talk = '{"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]}\n'
+    Path("chats.jsonl").write_text(talk * 40, encoding="utf-8")
+    Path("notes.txt").write_text("Once there was a note, and then another. " * 200, encoding="utf-8")
+    assert run_commands(ROOT / "docs" / "fine-tuning.md") >= 10
+
+
+def test_readmes_commands_run(small, capsys):
+    """From a clone: nothing is there but what the clone has, and what the lines before have made."""
+    shutil.copytree(ROOT / "docs", "docs", ignore=shutil.ignore_patterns("*.png", "*.svg"))
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    path = Path("path/to/model/tokenizer_config.json")
+    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**about, "chat_template": template}), encoding="utf-8")
+    assert run_commands(ROOT / "README.md") >= 6
+    out = " ".join(capsys.readouterr().out.split())
+    assert 'try it: tinyllm generate --model smollm2-135m --adapter runs/guide --prompt "..."' in out
+    assert {"adapter_model.safetensors"} <= {p.name for p in Path("runs/guide").iterdir()}
+    assert Path("runs/merged/model.safetensors").is_file()
+
+
+def test_readme_names_every_verb_and_every_page():
+    from tinyllm.cli import VERBS
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [verb for verb in VERBS if f"| `tinyllm {verb}" not in readme] == []
+    assert [path.name for path in PAGES[1:] if f"](docs/{path.name})" not in readme] == []
+
+
+def test_the_guides_table_of_contents_is_its_headings():
+    page = (ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
+    for block in blocks(page):
+        page = page.replace(block.text, "")  # a comment is no heading
+    headings = re.findall(r"^##+ (.*)$", page, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
+    assert re.findall(r"^ *\* \[(.*)\]\(#(.*)\)$", page, re.MULTILINE) == list(zip(headings, anchors, strict=True))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    page = path.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page):
+        there = (path.parent / target) if target else path
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings], anchor

@@ -7,10 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import tinyllm
 from tinyllm import assets
 from tinyllm.cli import main
 from tinyllm.data.tokenizer import Tokenizer
@@ -75,15 +76,18 @@ def test_logits_that_round_to_a_tie():
 
 
 @given(
-    st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.integers(1, 14), st.one_of(st.none(), st.floats(0.05, 1))
+    st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.integers(0, 14), st.one_of(st.none(), st.floats(0.05, 1))
 )
 def test_limits_are_those_of_sorting_everything(x, top_k, top_p):
     """Ties too: of equally likely tokens the first ones stay."""
     full = next_probabilities(np.array(x, float))
     order = np.argsort(-full, kind="stable")
-    keep = min(top_k, len(x))
+    keep = min(top_k or len(x), len(x))
     if top_p is not None:
-        keep = min(keep, max(1, int((np.concatenate([[0.0], np.cumsum(full[order])[:-1]]) < top_p).sum())))
+        share = full[order[:keep]] / full[order[:keep]].sum()  # of what top-k left
+        keep = sum(share[:i].sum() < top_p for i in range(keep))
+        near = np.abs(np.cumsum(share) - top_p).min() < 1e-12  # another order of summing may decide otherwise
+        assume(not near)
     kept = next_probabilities(np.array(x, float), 1.0, top_k, top_p) > 0
     assert set(np.flatnonzero(kept)) == set(order[:keep])
 
@@ -150,7 +154,11 @@ def test_the_stream_is_lazy():
         ([], {}, "the prompt is empty"),
         ([1] * 24, {}, "the prompt has 24 tokens, but the model's context is 24"),
         ([1], {"temperature": -1}, "temperature must be at least 0"),
-        ([1], {"top_k": 0}, "top_k at least 1"),
+        ([1], {"top_k": -1}, "top_k at least 1"),
+        ([1], {"top_k": 3}, "give a temperature above 0"),
+        ([1], {"top_p": 0.9}, "give a temperature above 0"),
+        ([1], {"temperature": 1.0, "seed": -1}, "the seed must be"),
+        ([1, VOCAB], {}, "outside the vocabulary"),
         ([1], {"top_p": 0.0}, "top_p in"),
         ([1], {"top_p": 1.5}, "top_p in"),
     ],
@@ -166,6 +174,31 @@ def test_dropout_is_off_while_generating_and_the_mode_is_put_back():
     first = generate(model, [1, 2], 8)
     assert model.training and first == generate(model, [1, 2], 8)
     assert first == generate(model.eval(), [1, 2], 8) and not model.training
+
+
+def test_a_step_that_fails_leaves_the_mode_as_it_was(monkeypatch):
+    model = make().train()
+    model.layers[1].eval()
+    modes = [module.training for _, module in model.named_modules()]
+    monkeypatch.setattr(model, "lm_head", lambda x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(model, [1], 3)
+    assert [module.training for _, module in model.named_modules()] == modes[:-1]
+
+
+@pytest.mark.parametrize("off", [{"top_k": 0}, {"top_k": None}, {"top_p": 1.0}, {"top_k": 0, "top_p": None}])
+def test_limits_that_are_off(off):
+    model = make()
+    assert generate(model, [1], 12, temperature=2.0, **off) == generate(model, [1], 12, temperature=2.0)
+    assert generate(model, [1], 12, **off) == generate(model, [1], 12)
+    np.testing.assert_array_equal(next_probabilities([1.0, 2.0, 0.0], **off) > 0, True)
+
+
+@pytest.mark.parametrize(
+    "kind", [tuple, np.array, lambda ids: tinyllm.Tensor(np.array(ids)), lambda ids: map(int, ids)]
+)
+def test_a_prompt_is_any_row_of_ids(kind):
+    assert generate(make(), kind([1, 2, 3]), 5) == generate(make(), [1, 2, 3], 5)
 
 
 def test_the_tokens_of_a_text_decode_to_the_text():

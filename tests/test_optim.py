@@ -229,7 +229,7 @@ def test_lora_plus_trains_b_faster_and_only_what_trains_is_there():
         ([{"params": Parameter(np.ones(3))}], "a list of parameters, not one alone"),
         ([("weight", Parameter(np.ones(3)))], "not a pair of name and parameter"),
         ([1, 2], "not a int"),
-        ([np.ones(3)], "not a ndarray"),
+        ([np.ones(3)], "not a numpy.ndarray"),
         ([{"params": []}, Parameter(np.ones(3))], "groups alone or parameters alone"),
         ([{"parameters": []}], 'a dict with "params"'),
     ],

@@ -5,7 +5,7 @@ The book, to be read in this order (a test holds that every file of it stands he
  0  backend     backend/names.py, backend/table.py, backend/random.py, backend/half.py, backend/nf4.py,
                 backend/primitives.py, backend/device.py, backend/torch_sum.py, backend/double_quant.py
  1  autograd    autograd.py, tensor.py
- 2  operations  ops/arithmetic.py, ops/shapes.py, ops/reductions.py, ops/products.py
+ 2  operations  ops/checks.py, ops/arithmetic.py, ops/shapes.py, ops/reductions.py, ops/products.py
  3  frozen      frozen/weight.py, frozen/dense.py, frozen/finite.py, frozen/half.py, frozen/nf4.py
  4  functions   functional.py
  5  layers      nn/tree.py, nn/module.py, nn/layers.py

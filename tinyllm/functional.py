@@ -11,33 +11,16 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
+from tinyllm.backend.names import is_array, is_share
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
-from tinyllm.tensor import Tensor, op
+from tinyllm.ops.checks import check_dtypes, check_shape, of_tensor
+from tinyllm.tensor import Tensor, op, require_tensors
 
 IGNORE = -100  # the label of a position that shall not count, as in PyTorch
 
 
-def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
-    """Tensors beside x have its dtype, as in arithmetic; only float32 may stand beside half precision.
-
-    Raises
-    ------
-    TypeError
-        If they have not.
-    """
-    for other in others:
-        mixed = isinstance(other, Tensor) and other.dtype != x.dtype
-        if mixed and not (x.dtype.itemsize == 2 and other.dtype == np.float32):
-            raise TypeError(f"{operation}: the tensors are {x.dtype} and {other.dtype}; convert one with .astype()")
-
-
-def check_shape(operation: str, name: str, array: Any, shape: tuple[int, ...]) -> None:
-    """ValueError unless the array has this shape: what broadcasts by accident is refused."""
-    if tuple(array.shape) != shape:
-        raise ValueError(f"{operation}: {name} has shape {tuple(array.shape)}, but {shape} is needed")
-
-
+@of_tensor
 def softmax(x: Tensor) -> Tensor:
     """e^x / sum e^x over the last axis; x (..., n)."""
     be = of(x.data)
@@ -45,6 +28,7 @@ def softmax(x: Tensor) -> Tensor:
     return op(y, (x, lambda g: be.softmax_backward(g, y)))
 
 
+@of_tensor
 def log_softmax(x: Tensor) -> Tensor:
     """x - log(sum e^x) over the last axis; x (..., n)."""
     xp = of(x.data).xp
@@ -53,12 +37,16 @@ def log_softmax(x: Tensor) -> Tensor:
     return op(y, (x, lambda g: g - xp.exp(y) * g.sum(axis=-1, keepdims=True)))
 
 
+@of_tensor
 def gelu(x: Tensor, approximate: bool = False) -> Tensor:
     """x * Phi(x), through erf or by GPT-2's tanh formula."""
+    if not isinstance(approximate, bool):
+        raise TypeError(f"gelu: approximate is True (tanh) or False (erf), not {approximate!r}")
     be, a = of(x.data), x.data
     return op(be.gelu(a, approximate), (x, lambda g: be.gelu_backward(g, a, approximate)))
 
 
+@of_tensor
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
     be, a = of(x.data), x.data
@@ -72,6 +60,7 @@ def silu(x: Tensor) -> Tensor:
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, the middle of SwiGLU; keeps its two inputs and nothing else. Equal shapes and dtypes."""
+    require_tensors("silu_mul", gate, up)
     check_shape("silu_mul", "up", up, gate.shape)
     if gate.dtype != up.dtype:
         raise TypeError(f"silu_mul: the tensors are {gate.dtype} and {up.dtype}; convert one with .astype()")
@@ -120,6 +109,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     )
 
 
+@of_tensor
 def rope(x: Tensor, cos: Any, sin: Any) -> Tensor:
     """Rotary positions; x (batch, heads, time, n), the arrays cos and sin (batch or 1, 1, time, n/2)."""
     for name, table in (("cos", cos), ("sin", sin)):
@@ -152,6 +142,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Any = None, scale: float 
     TypeError
         If the tensors have several dtypes.
     """
+    require_tensors("attention", q, k, v)
     fits = q.ndim == k.ndim == 4 and q.shape[::3] == k.shape[::3] and k.shape == v.shape
     if not fits or q.shape[1] % k.shape[1] or q.shape[2] > k.shape[2]:
         raise ValueError(
@@ -183,12 +174,17 @@ def _checked_starts(starts: Any, q: Tensor, k: Tensor) -> Any:
 
 def embedding(weight: Tensor | Weight, ids: Any) -> Tensor:
     """Rows of `weight` (rows, n) by the integer array `ids` (...): (..., n)."""
-    w = stored(weight)
+    w = _stored("embedding", weight)
     be, rows = w.backend, w.shape[0]
     ids = be.xp.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"embedding: ids must be integers, not {ids.dtype}")
+    if isinstance(ids, np.ndarray) and ids.size and not 0 <= ids.min() <= ids.max() < rows:  # a GPU is not asked
+        raise ValueError(f"embedding: ids from {ids.min()} to {ids.max()}, and the table has rows 0..{rows - 1}")
     return op(w.take(ids), (weight, lambda g: be.embedding_grad(g, ids, rows)))
 
 
+@of_tensor
 def dropout(x: Tensor, p: float, training: bool = True, generator: random.Generator | None = None) -> Tensor:
     """Set elements to 0 with probability `p` and scale the others by 1/(1-p); nothing outside training.
 
@@ -199,8 +195,8 @@ def dropout(x: Tensor, p: float, training: bool = True, generator: random.Genera
     ValueError
         If `p` is not in [0, 1).
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
+    if not is_share(p):
+        raise ValueError(f"the dropout probability must be in [0, 1), not {p!r}")
     if not training or p == 0:
         return x
     be, shape, dtype = of(x.data), x.shape, x.dtype
@@ -209,6 +205,13 @@ def dropout(x: Tensor, p: float, training: bool = True, generator: random.Genera
         x.data * be.dropout_mask(state, shape, p, dtype),
         (x, lambda g: g * be.dropout_mask(state, shape, p, dtype)),
     )
+
+
+def _stored(operation: str, weight: Tensor | Weight) -> Weight:
+    """A weight's face for products and rows; of a tensor or a stored weight, not of an array."""
+    if not isinstance(weight, Weight):
+        require_tensors(operation, weight)
+    return stored(weight)
 
 
 def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Tensor:
@@ -221,11 +224,14 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     ValueError
         If the sizes do not fit.
     """
-    be, shape, (n_out, n_in), kept_as = of(x.data), x.shape, weight.shape, weight.dtype
     check_dtypes("linear", x, weight, bias)
+    w, shape = _stored("linear", weight), x.shape
+    if len(w.shape) != 2 or not shape:
+        raise ValueError(f"linear: the input must be (..., in) and the weight (out, in), not {shape} and {w.shape}")
+    be, (n_out, n_in), kept_as = of(x.data), w.shape, w.dtype
     if shape[-1] != n_in:
-        raise ValueError(f"linear: the input has {shape[-1]} features, the weight {weight.shape} takes {n_in}")
-    w = stored(weight).computing_in(x.dtype)
+        raise ValueError(f"linear: the input has {shape[-1]} features, the weight {w.shape} takes {n_in}")
+    w = w.computing_in(x.dtype)
     rows = x.data.reshape(-1, n_in)
     y = w.multiply(rows).reshape(*shape[:-1], n_out)
     edges: list = [
@@ -239,6 +245,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     return op(y, *edges)
 
 
+@of_tensor
 def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     """The mean of -log softmax(logits)[target] over the positions whose target is not -100.
 
@@ -269,7 +276,7 @@ def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
 def live_targets(xp: Any, targets: Any, shape: tuple[int, ...]) -> tuple[Any, int]:
     """The labels of logits of `shape`, flat, where `xp` computes, and how many count; looked at where they are."""
     targets = targets.data if isinstance(targets, Tensor) else targets
-    labels = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    labels = targets if is_array(targets) else np.asarray(targets)
     check_shape("cross_entropy", "targets", labels, tuple(shape[:-1]))
     labels = check_targets(labels.reshape(-1), shape[-1])
     return xp.asarray(labels), count_live(labels)

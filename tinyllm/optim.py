@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tinyllm.backend.device import read
+from tinyllm.backend.names import in_our_words, is_real, is_share, kind_of, nearest, refuse_unknown
 from tinyllm.backend.table import of
 from tinyllm.lora.layer import Adapter
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter, Tensor
 
 
+@in_our_words()
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
 
@@ -41,6 +43,8 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ):
+        if isinstance(params, Module) or isinstance(params, dict) and "params" not in params:
+            raise TypeError(f"AdamW takes parameters, not a {type(params).__name__}: give it model.parameters()")
         if isinstance(params, Tensor | dict):
             raise TypeError(
                 f"AdamW takes a list of parameters or groups, not one {type(params).__name__}: put it in []"
@@ -55,16 +59,13 @@ class AdamW:
             {**defaults, **group, "params": params} for group, params in zip(groups, lists, strict=True)
         ]
         for group in self.groups:
+            _check_numbers(_without_params(group))
             group["initial_lr"] = group["lr"]
-            numbers = all(0 <= group[name] < math.inf for name in ("lr", "eps", "weight_decay"))  # NaN is not either
-            if not numbers or not all(0 <= b < 1 for b in group["betas"]):
-                raise ValueError(
-                    "lr, eps and weight_decay must be finite and at least 0, and betas in [0, 1): "
-                    f"{_without_params(group)}"
-                )
         everything = [p for group in self.groups for p in group["params"]]
         if not everything:
             raise ValueError("there is nothing to train: every group of parameters is empty; was everything frozen?")
+        if not any(p.requires_grad for p in everything):
+            raise ValueError("there is nothing to train: none of these parameters has requires_grad; is all frozen?")
         if len({id(p) for p in everything}) != len(everything):
             raise ValueError("a parameter appears twice; each belongs to one group")
         self.moments: dict[int, tuple[Any, Any]] = {}  # position -> (m, v)
@@ -155,9 +156,17 @@ def _parameters(group: Any) -> list[Parameter]:
     params = list(group["params"])
     for p in params:
         if not isinstance(p, Tensor):
-            what = "a pair of name and parameter" if isinstance(p, tuple) else f"a {type(p).__name__}"
+            what = "a pair of name and parameter" if isinstance(p, tuple) else f"a {kind_of(p)}"
             raise TypeError(f"AdamW takes parameters, as model.parameters() gives them, not {what}")
     return params
+
+
+def _check_numbers(group: dict[str, Any]) -> None:
+    refuse_unknown("a group of AdamW", group, ("params", "lr", "betas", "eps", "weight_decay", "initial_lr"))
+    numbers = all(is_real(group[name]) and 0 <= group[name] < math.inf for name in ("lr", "eps", "weight_decay"))
+    betas = group["betas"]
+    if not numbers or not isinstance(betas, tuple | list) or len(betas) != 2 or not all(map(is_share, betas)):
+        raise ValueError(f"lr, eps and weight_decay must be finite and at least 0, and betas two in [0, 1): {group}")
 
 
 def _without_params(group: dict[str, Any]) -> dict[str, Any]:
@@ -177,9 +186,11 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     ValueError
         Unless `max_norm` is above 0.
     """
-    if not max_norm > 0:
+    if not is_real(max_norm) or not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}; inf clips nothing")
-    params = list(params)
+    params = params if isinstance(params, Tensor | Module) else list(params)
+    if isinstance(params, Tensor | Module) or not all(isinstance(p, Tensor) for p in params):
+        raise TypeError("clip_grad_norm takes parameters, as model.parameters() gives them")
     norm = math.sqrt(sum(read(squared_norms(params))))
     scale_grads(params, max_norm / norm if norm > max_norm else 1.0)
     return norm
@@ -221,7 +232,8 @@ def lr_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
         If there is no such schedule.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"there is no schedule {schedule!r}; there are: {', '.join(SCHEDULES)}")
+        hint = nearest(str(schedule), SCHEDULES)
+        raise ValueError(f"there is no schedule {schedule!r}; there are: {', '.join(SCHEDULES)}{hint}")
     if step < warmup:
         return (step + 1) / warmup
     return SCHEDULES[schedule](min(1.0, (step - warmup) / max(1, steps - warmup)))

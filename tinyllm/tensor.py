@@ -19,6 +19,7 @@ import numpy as np
 
 from tinyllm.autograd import UNUSED, Node, walk
 from tinyllm.backend import random
+from tinyllm.backend.names import kind_of
 from tinyllm.backend.table import of
 
 if TYPE_CHECKING:  # the operators stand in the next chapter, which gives them to Tensor
@@ -85,16 +86,6 @@ class Tensor(Operators):
     def size(self) -> int:
         return self.data.size
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def item(self) -> float:
-        """The one number in this tensor, as a Python number."""
-        return self.data.item()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
-
     def __getstate__(self) -> tuple:
         """What copy, deepcopy and pickle take along; a copy is a leaf of its own."""
         if self.node is not None and self.node.leaf is None:
@@ -117,21 +108,32 @@ class Tensor(Operators):
         """Leave d(self)/d(leaf) in ``.grad`` of every leaf that led here; see `backward`."""
         backward(self, grad)
 
-    def __repr__(self) -> str:
-        body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", threshold=20, precision=4)
-        trains = ", requires_grad=True" if self.requires_grad else ""
-        return f"{type(self).__name__}({body}, shape={self.shape}, dtype={self.dtype.name}{trains})"
-
 
 def _array(data: Any) -> Any:
     if isinstance(data, Tensor):
         return data.data
     if not hasattr(data, "dtype"):
-        kind, data = type(data).__name__, np.asarray(data)
-        if data.dtype.kind not in "biuf":
-            raise TypeError(f"a tensor is made of numbers, not of {kind}")
-        return data.astype(np.float32) if data.dtype == np.float64 else data
+        array = _rows(data)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"a tensor is made of numbers, not of {kind_of(data)}")
+        return array.astype(np.float32) if array.dtype == np.float64 else array
     return data if hasattr(data, "__array_function__") and not isinstance(data, np.generic) else np.asarray(data)
+
+
+def _rows(data: Any) -> np.ndarray:
+    if isinstance(data, list | tuple) and any(isinstance(x, Tensor) for x in data):
+        raise TypeError("a tensor made of tensors would lose their history: join them with tinyllm.ops.stack")
+    try:
+        return np.asarray(data)
+    except ValueError:
+        raise ValueError("a tensor needs rows of one length; pad them") from None
+
+
+def require_tensors(operation: str, *given: Any) -> None:
+    """TypeError unless each of these is a Tensor."""
+    for x in given:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{operation} takes a Tensor, not {kind_of(x)}; wrap it: tinyllm.Tensor(x)")
 
 
 class Parameter(Tensor):
@@ -141,6 +143,11 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True):
         super().__init__(data, requires_grad)
+
+    def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]  # it never returns
+        raise TypeError("`p += x` would put a tensor in the parameter's place; write p.data += x, outside of the graph")
+
+    __isub__ = __imul__ = __itruediv__ = __iadd__
 
 
 RECORD, TRACE, OFF = "record", "trace", "off"
@@ -272,6 +279,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     TypeError
         If `function` returns anything else.
     """
+    require_tensors("checkpoint", *inputs)
     start, mode = random.default.state, _mode.get()
     with _recording(TRACE if mode is RECORD else mode):
         y = function(*inputs)

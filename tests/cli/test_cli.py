@@ -232,7 +232,8 @@ def test_generate_with_and_without_an_adapter(runs, capsys):
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_merge_makes_a_model_that_says_the_same(method, runs, tmp_path, capsys):
-    out = done(capsys, ["merge", "--model", runs / "model", "--adapter", runs / method, "--out", tmp_path / "m"])
+    base = ["merge", "--model", runs / "model", "--adapter", runs / method, "--out", tmp_path / "m"]
+    out = done(capsys, [*base, "--data", assets.path("jargon.txt")])
     assert "merged 14 updates of rank 8" in out
     change, largest = map(float, re.search(r"change of a logit (\S+), beside a largest logit of (\S+):", out).groups())
     assert change <= 1e-5 * max(1.0, largest)  # sums of 32 float32 products, two blocks

@@ -19,6 +19,7 @@ from tinyllm.models import DecoderModel
 from tinyllm.models.config import llama_shape
 from tinyllm.qlora import quantize_base
 
+TEXT = assets.path("jargon.txt")
 IDS = np.arange(40, 60)[None]
 BASES = {
     "float32": None,
@@ -62,7 +63,7 @@ def arguments(verb, folder, *more):
 
 def test_merge_over_the_base_of_the_training(case, tmp_path, capsys):
     folder, model, kind = case
-    assert main(arguments("merge", folder, "--out", tmp_path)) == 0
+    assert main(arguments("merge", folder, "--out", tmp_path, "--data", TEXT)) == 0
     out = " ".join(capsys.readouterr().out.split())
     storage = kind if kind in ("float32", "bfloat16") else "nf4"
     assert f"the base is in {storage}" in out and "as the adapter was trained over" in out
@@ -110,7 +111,7 @@ def test_a_change_that_is_more_than_rounding_is_said(case, tmp_path, capsys, mon
         model.norm.weight.data = model.norm.weight.data * np.float32(factor)
 
     monkeypatch.setattr(merge, "merge_lora", spoiling)
-    assert main(arguments("merge", folder, "--out", tmp_path)) == 0
+    assert main(arguments("merge", folder, "--out", tmp_path, "--data", TEXT)) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "WARNING, more than" in out and ": rounding" not in out
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"

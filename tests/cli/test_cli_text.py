@@ -10,7 +10,7 @@ import pytest
 from chat_templates import CHATML, IM, TURNS, byte_level
 from tokenizer_kinds import KINDS
 
-from tinyllm.cli import finetune, generate, main
+from tinyllm.cli import generate, main, samples
 from tinyllm.data import load_text
 from tinyllm.data.text import untemplated
 from tinyllm.data.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def test_a_prompt_is_asked_as_it_was_learned(capsys, monkeypatch, name):
     asked = []
     real = generate.stream
     monkeypatch.setattr(generate, "stream", lambda m, ids, *a, **k: (asked.append(list(ids)), real(m, ids, *a, **k))[1])
-    monkeypatch.setattr(finetune, "generate", lambda m, ids, *a, **k: (asked.append(list(ids)), [])[1])
+    monkeypatch.setattr(samples, "generate", lambda m, ids, *a, **k: (asked.append(list(ids)), [])[1])
     records(*[{"prompt": "Q: the cat?", "completion": f" sat {i}"} for i in range(20)])
     learned = load_text("data.jsonl", tokenizer)[0].ids.tolist()
     run(capsys, "generate", "--model", "model", "--prompt", "Q: the cat?", "--max-new-tokens", 1)
@@ -74,7 +74,7 @@ def test_a_prompt_is_a_question_where_all_records_are_conversations(capsys, monk
     tokenizer = model(byte_level(IM), eos_token="<|im_end|>", chat_template=CHATML)
     plain = untemplated(tokenizer)
     asked = []
-    monkeypatch.setattr(finetune, "generate", lambda m, ids, *a, **k: (asked.append(list(ids)), [65])[1])
+    monkeypatch.setattr(samples, "generate", lambda m, ids, *a, **k: (asked.append(list(ids)), [65])[1])
     monkeypatch.setattr(generate, "stream", lambda m, ids, *a, **k: (asked.append(list(ids)), iter([65]))[1])
     question = [{"role": "user", "content": "the cat?"}]
     pair, talk, text = {"prompt": "a", "completion": " b"}, {"messages": TURNS}, {"text": "the cat"}

@@ -15,6 +15,7 @@ from gguf_files import TEXT, byte_level, tiny, write
 
 from tinyllm.cli import fetch, finetune, main, options
 from tinyllm.models import DecoderModel
+from tinyllm.models.checkpoints import named
 
 PIP = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="not run: this Python has no pip")
 
@@ -161,7 +162,7 @@ def test_fine_tuning_takes_one_line(tmp_path, pinned, capsys):
     short = ["--steps", "2", "--max-seq-len", "16", "--out", str(out)]
     assert main(["finetune", "--model", "smollm2-135m", "--data", str(data), *short]) == 0, capsys.readouterr().err
     assert json.loads((out / "run.json").read_text())["lr"] == 1e-3
-    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2-135m"
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(place.parent)
     again = [*short, "--resume"]
     assert main(["finetune", "--model", "smollm2-135m", "--data", str(data), *again]) == 0, capsys.readouterr().err
     capsys.readouterr()
@@ -183,17 +184,17 @@ def test_the_learning_rate_goes_with_the_model():
 
 def test_where_it_goes(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYLLM_CACHE", "/chosen")
-    assert fetch.cache_folder() == Path("/chosen")
+    assert named.cache_folder() == Path("/chosen")
     monkeypatch.delenv("TINYLLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert fetch.cache_folder() == Path("/xdg/tinyllm")
+    assert named.cache_folder() == Path("/xdg/tinyllm")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert fetch.cache_folder() == tmp_path / ".cache" / "tinyllm"
+    assert named.cache_folder() == tmp_path / ".cache" / "tinyllm"
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert fetch.cache_folder() == Path("/local/tinyllm/cache")
+    assert named.cache_folder() == Path("/local/tinyllm/cache")
 
 
 def test_the_real_pin():

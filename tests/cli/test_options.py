@@ -43,7 +43,7 @@ def test_an_option_is_its_field(verb):
             assert action.type is value_type or value_type is bool, field.name
             assert action.choices == (list(choices[0]) if choices else None), field.name
             found += 1
-    assert found == {"finetune": 18, "pretrain": 7, "memory": 1, "targets": 1}[verb]
+    assert found == {"finetune": 18, "pretrain": 7, "memory": 3, "targets": 1}[verb]
 
 
 def test_choices_are_those_of_the_engine():
@@ -101,4 +101,4 @@ def test_functions_of_the_command_are_short():
         text = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                assert code_lines(node, text.splitlines()) <= 45, f"{path.name}: {node.name}"
+                assert code_lines(node, text.splitlines()) <= 50, f"{path.name}: {node.name}"

@@ -185,6 +185,31 @@ def test_which_chat_template_wins(tmp_path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "said, taken",
+    [
+        ({"default": "D", "tool_use": "T"}, "D"),
+        ([{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}], "D"),
+        (None, None), ([], None), ({}, None), ("", ""), (5, ValueError), (True, ValueError), (["D"], ValueError),
+        ({"tool_use": "T"}, ValueError), ({"default": 5}, ValueError),
+        ([{"name": "default", "template": 5}], ValueError),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_chat_template_of_another_type_is_none_or_refused(tmp_path, said, taken):
+    TOKENIZER.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": said}))
+    if taken is ValueError:
+        with pytest.raises(ValueError, match="chat_template is|none is the default"):
+            Tokenizer.load(tmp_path)
+        return
+    assert Tokenizer.load(tmp_path).chat_template == taken
+    Tokenizer.load(tmp_path).save(tmp_path / "again")
+    kept = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["chat_template"]
+    assert kept == said  # every one of several
+
+
 EMBEDDED = Tokenizer.load(assets.path("base"))
 scraps = st.sampled_from(
     ["a", "1", "I'll", ".", ",", " ", "  ", "\n", "\n\n", "\r", "\t", "\u00a0", "\x1c", "\u2028", "é", "你", EOS]

@@ -11,16 +11,20 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyllm
 from tinyllm import frozen
-from tinyllm.backend.ghost import haunted
-from tinyllm.cli import main, memory
-from tinyllm.inspect.plan import _train, ghost_model, plan
+from tinyllm.backend.ghost import Ghost, haunted
+from tinyllm.backend.ghost.backend import GhostBackend
+from tinyllm.backend.table import Backend
+from tinyllm.cli import build_parser, finetune, main, memory, options
+from tinyllm.inspect.plan import Plan, _train, ghost_model, plan
 from tinyllm.lora import apply_lora
+from tinyllm.lora.config import LoRAConfig
 from tinyllm.models import DecoderModel
+from tinyllm.models.checkpoints.folder import load_config
 from tinyllm.models.config import DecoderConfig, llama_shape
 from tinyllm.models.head import chunk_rows
 
@@ -199,7 +203,9 @@ def table(capsys, *options):
 
 
 def test_the_guides_table(capsys):
-    said = table(capsys, "--model", "llama-2-7b", "--max-seq-len", "128")["methods"]
+    attention = ["--target-modules", "q_proj", "k_proj", "v_proj", "out_proj"]
+    options = ["--storage", "float16", "--batch-size", "1", "--checkpointing", *attention]
+    said = table(capsys, "--model", "llama-2-7b", *options)["methods"]
     base = {m: said[m]["base"] / 1e9 for m in said}
     assert said["full"]["parameters"] == 6_738_415_616
     assert [round(base[m], 2) for m in ("full", "lora", "qlora")] == [26.95, 13.48, 3.87]
@@ -212,7 +218,7 @@ def test_the_guides_table(capsys):
 
 
 def test_thirteen_billion(capsys):
-    said = table(capsys, "--model", "llama-2-13b", "--method", "qlora", "--max-seq-len", "128")["methods"]["qlora"]
+    said = table(capsys, "--model", "llama-2-13b", "--method", "qlora")["methods"]["qlora"]
     assert said["parameters"] == 13_015_864_320
     assert 7.2e9 < said["base"] < 7.4e9
 
@@ -221,6 +227,100 @@ def test_a_folder(capsys, tmp_path):
     DecoderModel(80, 64, 2, **llama_shape(), seed=1).save_pretrained(tmp_path)
     said = table(capsys, "--model", str(tmp_path), "--method", "lora", "--storage", "float32")
     assert said["methods"]["lora"]["base"] == 4 * said["methods"]["lora"]["parameters"]
+
+
+# Quick, and what finetune would run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_memory_plans_what_finetune_would_run(method, capsys, tmp_path):
+    """With no other option; of the bytes, all but those of the process, which has the data by then."""
+    found = table(capsys, "--method", method)["methods"][method]
+    given = {"finetune": build_parser().parse_args(["finetune"]), "memory": build_parser().parse_args(["memory"])}
+    for option in ("model", "rank", "dropout", "dora", "target_modules", "batch_size", "max_seq_len", "checkpointing"):
+        assert getattr(given["memory"], option) == getattr(given["finetune"], option), option
+    args = given["finetune"]
+    adapter = {**options.chosen(args, LoRAConfig), "target_modules": options.targets_of(args.target_modules)}
+    folder = options.model_folder(args.model)
+    planned = finetune.plan_of(
+        folder, load_config(folder), method, finetune.storage_of(method, args.block_size), adapter,
+        batch_size=args.batch_size, seq_len=args.max_seq_len, checkpointing=args.checkpointing,
+    )  # fmt: skip
+    assert found["peak"] - found["library"] == planned.peak - planned.library
+
+
+def test_a_model_in_four_bits_is_planned_in_them(capsys, tmp_path):
+    DecoderModel(80, 64, 2, **llama_shape(), seed=1, storage="nf4").save_pretrained(tmp_path)
+    found = table(capsys, "--model", str(tmp_path))["methods"]
+    assert {m: found[m]["storage"] for m in found} == {"full": "float32", "lora": "nf4", "qlora": "nf4"}
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 400), st.integers(1, 2), st.sampled_from([(2, 1), (4, 4)]), st.booleans())
+def test_few_of_attentions_tiles_tell_as_much_as_all(time, batch, heads, checkpointing):
+    """Lengths with and without a ragged last tile; one thread or several, the peak is the same to the byte."""
+    shape = llama_shape(num_kv_heads=heads[1], intermediate_size=16)
+    config = DecoderConfig(64, 16 * heads[0], 1, heads[0], max_seq_len=512, **shape)
+
+    def peaks():
+        found = [plan(config, m, seq_len=time, batch_size=batch, checkpointing=checkpointing) for m in ("full", "lora")]
+        return [p.peak - p.library for p in found]
+
+    few = peaks()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GhostBackend, "in_turn", Backend.in_turn)
+        assert few == peaks()
+
+
+def test_longer_rows_take_no_longer_to_plan(monkeypatch):
+    config = DecoderConfig(64, 32, 2, max_seq_len=8192, **llama_shape())
+    made = []
+    become = Ghost._become
+    monkeypatch.setattr(Ghost, "_become", lambda *args: made.append(0) or become(*args))
+
+    def ghosts(time):
+        made.clear()
+        plan(config, seq_len=time)
+        return len(made)
+
+    assert ghosts(8192) < 1.5 * ghosts(1024)
+
+
+@pytest.mark.parametrize("cards", [(8, 16, 24), (0.004, 0.03, 0.06), (0.015, 0.016, 0.09), (0.001, 0.0012, 0.0014)])
+def test_the_rows_that_fit_are_the_longest_of_those_named(cards, monkeypatch):
+    monkeypatch.setattr(memory, "CARDS", cards)
+    config = DecoderConfig(500, 64, 2, 2, max_seq_len=2048 + 7, **llama_shape())
+    bytes_of, asked = memory._beside_the_library, []
+    monkeypatch.setattr(memory, "_beside_the_library", lambda *args: asked.append(0) or bytes_of(*args))
+    options = {"batch_size": 2}
+    fits = memory.longest(config, "lora", "float32", plan(config), options)
+    assert len(asked) <= 6 and memory.lengths(config) == [64, 128, 256, 512, 1024, 2048]
+    for card, found in fits.items():
+        right = [
+            n
+            for n in memory.lengths(config)
+            if bytes_of(config, "lora", "float32", {**options, "seq_len": n}) <= card * 1e9
+        ]
+        assert found == (right[-1] if right else None)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("model", ["base", "llama-2-7b"])
+def test_the_table_fits_the_window(model, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["memory", "--model", model]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns and not any("…" in line for line in lines)
+    assert any("rows that fit 24 GB" in line for line in lines) and "rows that fit: the most tokens" in "\n".join(lines)
+
+
+@given(st.lists(st.integers(0, 10**13), min_size=8, max_size=8))
+def test_the_plans_lines_fit_80_columns_and_part_no_amount(values):
+    text = memory.estimate(Plan(*values, parameters=1, total=1, trainable=1))
+    assert max(map(len, text.splitlines())) <= 80
+    for name, n in zip(memory.EXPLAINED, values, strict=True):
+        amount = f"{memory.EXPLAINED[name]} {options.megabytes(n)}"
+        assert not n or sum(amount in line for line in text.splitlines()) == 1
 
 
 MEASURED = """

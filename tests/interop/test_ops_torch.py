@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyllm import ops
+from tinyllm import ops, save
+from tinyllm.models import DecoderModel
 from tinyllm.tensor import Tensor
 
 torch = pytest.importorskip("torch", reason="not run: torch is not installed (see CONTRIBUTING.md)")
@@ -239,3 +240,18 @@ def test_a_gradient_that_is_no_number_goes_where_torchs_goes(name, g):
     theirs(s, t).backward(torch.full((3,), g, dtype=torch.float64))
     for ours, peer in ((a, s), (b, t)):
         np.testing.assert_array_equal(ours.grad, peer.grad.numpy())
+
+
+def test_a_tensor_of_torch_is_a_constant_ids_or_told():
+    """Where an array would do it is taken; where gradients begin or end it is told to wrap it."""
+    x, ids = torch.ones(2), torch.tensor([[1, 2]])
+    ours = Tensor(np.ones(2, np.float32))
+    for y in (ours + x, x + ours, ours * x, ops.concatenate([ours, x])[:2] + x - 1):
+        assert isinstance(y, Tensor) and y.dtype == np.float32
+    model = DecoderModel(5, 8, 1, 2, seed=0)
+    assert model.loss(ids, ids).item() == model.loss(ids.numpy(), ids.numpy()).item()
+    for wrong in (lambda: ops.sum(x), lambda: model.norm(x), lambda: model.lm_head(x)):
+        with pytest.raises(TypeError, match="takes a Tensor, not torch.Tensor; wrap it: tinyllm.Tensor"):
+            wrong()
+    with pytest.raises(TypeError, match="a is torch.Tensor; only arrays can be saved"):
+        save({"a": x}, "never.safetensors")

@@ -221,9 +221,10 @@ def test_gpt2_as_its_first_files_were(tmp_path):
 
 def test_what_is_no_number_cannot_be_kept_in_half(tmp_path):
     """A bfloat16 weight is taken as it stands, but looked at."""
-    model = tiny("llama", "bfloat16")
-    model.layers[0].mlp.up_proj.weight.bits[2, 3] = 0x7FC0
-    model.save_pretrained(tmp_path)
+    tiny("llama", "bfloat16").save_pretrained(tmp_path)
+    arrays, metadata = safetensors_file.read(tmp_path / "model.safetensors")
+    arrays["model.layers.0.mlp.up_proj.weight"].view(np.uint16)[2, 3] = 0x7FC0
+    safetensors_file.write(tmp_path / "model.safetensors", arrays, metadata)
     with pytest.raises(ValueError, match=r"up_proj.*non-finite.*\[2, 3\]"):
         DecoderModel.from_pretrained(tmp_path, storage="bfloat16")
 

@@ -37,7 +37,7 @@ def asked(monkeypatch, tmp_path):
     snapshot = tmp_path / "cache" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     DecoderModel.from_pretrained(assets.path("base")).save_pretrained(tmp_path / "blobs", max_shard_size=3e6)
-    for path in [*(tmp_path / "blobs").iterdir(), *assets.path("base").glob("tokenizer*")]:
+    for path in (tmp_path / "blobs").iterdir():  # the tokenizer's among them
         (snapshot / path.name).symlink_to(path)
 
     def snapshot_download(name, allow_patterns, ignore_patterns, local_dir):

@@ -56,7 +56,12 @@ def as_dtype(dtype: Any) -> numpy.dtype:
             importlib.import_module("ml_dtypes")
         except ModuleNotFoundError:
             raise ModuleNotFoundError("computing in bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
-    return numpy.dtype(dtype)
+    try:
+        return numpy.dtype(dtype)
+    except TypeError:
+        raise ValueError(
+            f"there is no dtype {dtype!r}; there are float32 and float64, on a GPU float16 and bfloat16"
+        ) from None
 
 
 def to_device(array: Any) -> Any:
@@ -92,7 +97,9 @@ def set_device(name: str) -> None:
     """
     global _device
     if name not in ("cpu", "cuda"):
-        raise ValueError(f"there is no device {name!r}; there are 'cpu' and 'cuda'")
+        hint = "; did you mean 'cuda'?" if str(name).startswith(("gpu", "cuda", "nvidia")) else ""
+        one = " (CUDA_VISIBLE_DEVICES chooses the card)" if ":" in str(name) else ""
+        raise ValueError(f"there is no device {name!r}; there are 'cpu' and 'cuda'{hint}{one}")
     if name == "cuda":
         reason = probe()
         if reason is not None:

@@ -197,7 +197,7 @@ def _attention_tiles(q, k, queries=None):
     """Query slices with, for each, the number of keys it can see and the first query's position."""
     queries = queries or QUERIES
     past = k.shape[2] - q.shape[2]
-    for start in range(0, q.shape[2], queries):
+    for start in of(q).in_turn(range(0, q.shape[2], queries)):
         stop = min(start + queries, q.shape[2])
         yield slice(start, stop), past + stop, past + start
 

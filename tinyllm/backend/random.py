@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinyllm.backend.names import is_whole
+
 WORDS_PER_BLOCK = 4  # one Philox 4x64 call gives four 64-bit words
 
 
@@ -24,9 +26,13 @@ class Generator:
     ------
     ValueError
         If the seed is out of range.
+    TypeError
+        If it is no whole number.
     """
 
     def __init__(self, seed: int = 0):
+        if not is_whole(seed):
+            raise TypeError(f"the seed must be a whole number, not {seed!r}")
         seed = int(seed)
         if not 0 <= seed < 2**64:
             raise ValueError(f"the seed must be between 0 and 2**64 - 1, not {seed}")

@@ -6,7 +6,6 @@ Engine code writes ``be = of(x)`` and ``be.softmax(x)``: the function is looked 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy
+
+from tinyllm.backend.names import kind_of, nearest
 
 
 class Backend:
@@ -61,6 +62,10 @@ class Backend:
         """Call ``work(piece)`` for every piece, several at once where there are threads; return when all are done."""
         for piece in pieces:
             work(piece)
+
+    def in_turn(self, pieces: Sequence[Any]) -> Sequence[Any]:
+        """The pieces that are worked at one after the other, none smaller than the one before but for the last: all."""
+        return pieces
 
     def hold(self) -> AbstractContextManager:
         """A ``with`` block whose many operations follow one another: no library's own threads start between them."""
@@ -125,11 +130,12 @@ def use(**replacements: Callable) -> Iterator[None]:
     specification = BACKENDS["numpy"].table
     for name, function in replacements.items():
         if name not in specification:
-            close = difflib.get_close_matches(name, specification, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = nearest(name, specification, " (did you mean {!r}?)")
             raise ValueError(
                 f"there is no primitive {name!r} to replace; there are: {', '.join(sorted(specification))}{hint}"
             )
+        if not callable(function):
+            raise TypeError(f"{name}= takes a function, not {kind_of(function)}")
         wanted = _positional(specification[name])
         if _positional(function) != wanted:
             raise TypeError(

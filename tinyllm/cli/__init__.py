@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from tinyllm import __version__
+from tinyllm.backend.names import nearest
 from tinyllm.cli import data, doctor, fetch, finetune, generate, inspect, memory, merge, pretrain, quantize, targets
 from tinyllm.cli.parser import Verb
 from tinyllm.cli.shortage import shortage
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if not words:
         parser.print_help()
         return 0
+    refuse_first(words[0], parser)
     args = parser.parse_args(words)
     try:
         with warnings.catch_warnings():
@@ -74,6 +76,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tinyllm {args.verb}: {ending(words, stop)}", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
     return 0
+
+
+def refuse_first(word: str, parser: argparse.ArgumentParser) -> None:
+    """End with 2 if the first word is neither a verb nor an option of the whole command."""
+    if word.startswith("-"):
+        if not any(option.startswith(word) for option in parser._option_string_actions):
+            parser.error(
+                f"options stand behind the verb, as in `tinyllm finetune {word}`; verbs are {', '.join(VERBS)}"
+            )
+    elif word not in VERBS:
+        parser.error(f"there is no verb {word!r}{nearest(word, VERBS, '; did you mean {}?')}")
 
 
 def sentence(error: BaseException) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from tinyllm.cli.options import EMBEDDED, add_row_length, add_template, model_folder
+from tinyllm.cli.options import EMBEDDED, add_row_length, add_template, model_folder, refuse_below
 from tinyllm.data.batches import Batch, Loader, Row
 from tinyllm.data.examples import IGNORE
 from tinyllm.data.text import load_text
@@ -40,12 +40,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    refuse_below(args, 0, "rows")
     tokenizer = Tokenizer.load(model_folder(args.model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes stand below
         loader = Loader(load_text(Path(args.file), tokenizer, template=args.template == "own"), 1, args.max_seq_len)
     console = Console(highlight=False)
-    show_rows(console, loader, tokenizer, max(0, args.rows))
+    show_rows(console, loader, tokenizer, args.rows)
     show_counts(console, loader, args.max_seq_len)
 
 

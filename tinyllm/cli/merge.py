@@ -1,7 +1,8 @@
 """Fold an adapter into its model and write the result as a model of its own, which needs no adapter any more.
 
 W x + s B A x = (W + s B A) x, so nothing changes but rounding, as long as W is what the adapter was trained over and
-the sum is kept as it is; --base asks for something else. How far the logits and the loss move is measured and printed.
+the sum is kept as it is; --base asks for something else. With --data it is measured on that text how far the logits and
+the loss move. What came with the model goes with it: special tokens, generation_config.json, tokenizer, chat template.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 import argparse
 import gc
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from tinyllm import assets
-from tinyllm.cli.options import add_base_storage, add_model, choose_model, load_base, load_model, model_folder
+from tinyllm.cli.options import (
+    add_base_storage,
+    add_model,
+    choose_model,
+    load_base_weights,
+    load_weights,
+    model_folder,
+    refuse_out,
+    take_template,
+)
 from tinyllm.cli.results import add_force, refuse_to_replace
+from tinyllm.cli.tokenizer_files import save_with_tokenizer, tokenizer_of
 from tinyllm.data.batches import Loader
-from tinyllm.data.examples import split
 from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
+from tinyllm.formats.state import refuse_non_finite
 from tinyllm.frozen import Weight, stored
 from tinyllm.lora.adapted import lora_layers
 from tinyllm.lora.merge import merge_lora
@@ -30,7 +39,6 @@ from tinyllm.models import DecoderModel
 from tinyllm.tensor import Parameter, no_grad
 from tinyllm.train.loop import evaluate
 
-TEXT = "A hacker is one who enjoys exploring the details of systems."  # any text shows the change
 BATCHES, ROWS, LENGTH = 8, 4, 128  # 4,096 tokens tell a loss to some hundredths, a change of it much better
 BASES = {
     "dequantized": "what the adapter was trained over, in float",
@@ -51,7 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="text the adapter has not seen, to measure the loss on (default: of the jargon file)",
+        help="text the adapter has not seen, to measure the change of logits and loss on (default: not measured)",
     )
     parser.add_argument(
         "--untie", action="store_true", help="give a head that is tied to the embedding a weight of its own, if adapted"
@@ -63,6 +71,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     out = Path(args.out)
+    refuse_out(out)
     name, warning = choose_model(args.model, args.adapter)
     for kind, folder in (("model", model_folder(name)), ("adapter", Path(args.adapter))):
         if out.resolve() == folder.resolve():
@@ -70,12 +79,17 @@ def run(args: argparse.Namespace) -> None:
                 f"--out is the {kind}'s own folder {folder}, which merging would overwrite; name another folder"
             )
     refuse_to_replace(out, args.force)
-    model, tokenizer, base = load_base(name, args.adapter, args.base_storage, args.device, args.dtype)
+    source = model_folder(name)
+    tokenizer, about = tokenizer_of(source)
+    model, base = load_base_weights(name, args.adapter, args.base_storage, args.device, args.dtype)
+    if tokenizer is not None:
+        base += take_template(tokenizer, args.adapter)
     load_adapter(model, args.adapter)
     model.eval()
-    loader = held_out(args.data, tokenizer, model)
+    refuse_non_finite(dict(model.named_weights()))
+    loader = None if args.data is None else text_of(args.data, tokenizer, model, source)
     updates = updates_of(model)
-    before = measure(model, tokenizer, loader)
+    before = None if loader is None else measure(model, loader)
     if args.base == "original" and is_in_four_bits(model):
         del model  # two models never stand side by side
         gc.collect()
@@ -83,19 +97,20 @@ def run(args: argparse.Namespace) -> None:
         load_adapter(model, args.adapter)
         model.eval()
     written_as = fold(model, args.base, args.untie)
-    after = measure(model, tokenizer, loader)
-    model.save_pretrained(out)
-    tokenizer.save(out)
+    after = None if loader is None else measure(model, loader)
+    save_with_tokenizer(model, tokenizer, source, out)
     console.print(escape(base + warning))
     console.print(f"merged {updates[0]} into {escape(name)}: {escape(updates[1])}")
     console.print(f"--base {args.base}: {BASES[args.base]}; computed in {model.dtype}, written as {written_as}")
-    show_change(console, model, before, after, written_as if args.base == "dequantized" else args.base)
-    text = args.data or "the embedded jargon file's held-out tenth"
-    console.print(
-        f"loss on {tokens(loader):,} tokens of {escape(text)}: {before[1]:.4f} as trained, {after[1]:.4f} merged "
-        f"({after[1] - before[1]:+.4f})"
-    )
-    console.print(f"the model is in {escape(str(out))}: config.json, model.safetensors, tokenizer.json")
+    if loader is None or before is None or after is None:
+        console.print("what this changed was not measured; --data FILE measures it on that text")
+    else:
+        show_change(console, model, before, after, written_as if args.base == "dequantized" else args.base)
+        console.print(
+            f"loss on {tokens(loader):,} tokens of {escape(args.data)}: {before[1]:.4f} as trained, {after[1]:.4f} "
+            f"merged ({after[1] - before[1]:+.4f})"
+        )
+    console.print(f"the model is in {escape(str(out))}: config.json, model.safetensors, {escape(about)}")
 
 
 def updates_of(model: DecoderModel) -> tuple[str, str]:
@@ -140,11 +155,17 @@ def fold(model: DecoderModel, base: str, untie: bool) -> str:
     return half or ("nf4" if any(stored(w).storage == "nf4" for _, w in model.named_weights()) else str(model.dtype))
 
 
-def held_out(data: str | None, tokenizer: Tokenizer, model: DecoderModel) -> Loader:
-    """Text to measure a loss on: a file, all of it, or the part of the jargon file that finetune holds out."""
-    text: Any = load_text(data or assets.path("jargon.txt"), tokenizer, vocab_size=model.config.vocab_size)
-    if data is None:
-        text = split(text, 0.1, seed=0)[1]
+def text_of(data: str, tokenizer: Tokenizer | None, model: DecoderModel, source: Path) -> Loader:
+    """The text to measure on.
+
+    Raises
+    ------
+    ValueError
+        If there is no tokenizer to read it with.
+    """
+    if tokenizer is None:
+        raise ValueError(f"--data takes a tokenizer, and there is none in {source} that can be read; leave out --data")
+    text = load_text(data, tokenizer, vocab_size=model.config.vocab_size)
     return Loader(text, ROWS, min(LENGTH, model.config.max_seq_len), seed=0)
 
 
@@ -152,10 +173,10 @@ def tokens(loader: Loader) -> int:
     return sum(loader.batch(i).live for i in range(min(BATCHES, len(loader))))
 
 
-def measure(model: DecoderModel, tokenizer: Tokenizer, loader: Loader) -> tuple[np.ndarray, float]:
-    """The logits of `TEXT`, (1, time, vocabulary), and the mean loss of the first batches."""
+def measure(model: DecoderModel, loader: Loader) -> tuple[np.ndarray, float]:
+    """The logits of the first row, (1, time, vocabulary), and the mean loss of the first batches."""
     with no_grad():
-        logits = model(np.array([tokenizer.encode_prompt(TEXT)[: model.config.max_seq_len]])).numpy()
+        logits = model(loader.batch(0).ids[:1]).numpy()
     return logits, evaluate(model, loader, BATCHES)
 
 
@@ -167,7 +188,7 @@ def original(name: str, device: str, dtype: str) -> DecoderModel:
     ValueError
         If the folder itself holds four-bit weights: then there is no original here.
     """
-    model, _ = load_model(name, device, dtype)
+    model = load_weights(name, device, dtype)
     if any(stored(weight).storage == "nf4" for _, weight in model.named_weights()):
         raise ValueError(
             f"{name} is itself in four bits, so the original weights are not here; use --base dequantized, or "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 # What PEFT, torch, transformers and TRL call the same things, and too many letters away to be found as alike.
@@ -63,7 +64,16 @@ class Verb(argparse.ArgumentParser):
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}{self.hint(rest[0].partition('=')[0])}")
         self.refuse_empty(found)
+        found.given = self.given(args or ())
         return found, rest
+
+    def given(self, words: Sequence[str]) -> frozenset[str]:
+        """What the options that stand in these words set; what has its default is not among it."""
+        names = [word.partition("=")[0] for word in itertools.takewhile(lambda word: word != "--", words)]
+        options = self._option_string_actions
+        exact = {options[name].dest for name in names if name in options}
+        begun = [name for name in names if name.startswith("--") and name not in options]  # argparse completes these
+        return frozenset(exact | {options[o].dest for name in begun for o in options if o.startswith(name)})
 
     def refuse_theirs(self, name: str) -> None:
         """End with 2 for another project's name, before argparse asks for what is missing or takes --r for --resume."""

@@ -12,9 +12,19 @@ from rich.console import Console
 
 from tinyllm import assets
 from tinyllm.backend.device import set_device
-from tinyllm.cli.options import EMBEDDED, add_device, add_fields, chosen, megabytes, model_folder
+from tinyllm.cli.options import (
+    EMBEDDED,
+    add_device,
+    add_fields,
+    chosen,
+    megabytes,
+    model_folder,
+    refuse_below,
+    refuse_out,
+)
 from tinyllm.cli.progress import draw_losses
 from tinyllm.cli.results import alone, refuse_what_no_run_wrote
+from tinyllm.cli.tokenizer_files import add_ids
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
@@ -52,16 +62,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    refuse_below(args, 1, *(name.replace("-", "_") for name in SHAPE))
+    config = TrainConfig(**chosen(args, TrainConfig), eval_every=args.save_every)
     set_device(args.device)
     out = Path(args.out)
+    refuse_out(out)
     with alone(out):
-        pretrain(args, out, Console())
+        pretrain(args, config, out, Console())
 
 
-def pretrain(args: argparse.Namespace, out: Path, console: Console) -> None:
+def pretrain(args: argparse.Namespace, config: TrainConfig, out: Path, console: Console) -> None:
     """The verb, with the folder to itself."""
     refuse_what_no_run_wrote(out)
-    config = TrainConfig(**chosen(args, TrainConfig), eval_every=args.save_every)
     tokenizer = Tokenizer.load(model_folder(args.tokenizer))
     data = loaders(
         assets.path("plays.txt.gz") if args.data is None else args.data,
@@ -79,6 +91,7 @@ def pretrain(args: argparse.Namespace, out: Path, console: Console) -> None:
     with alone(out, make=not args.resume):
         result = train_with_bar(model, data, config, out, args.resume, settings, console)
         with results_follow():
+            add_ids(model, tokenizer)
             model.save_pretrained(out)
             tokenizer.save(out)
             draw_losses(out / "log.jsonl", out / "loss.png")

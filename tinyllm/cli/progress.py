@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,24 @@ from tinyllm.inspect.memory import peak_memory
 
 
 class TrainingBar:
-    """A ``with`` block whose `report` takes the records of `tinyllm.train.train`: loss, tokens/s, memory, time left."""
+    """A ``with`` block whose `report` takes the records of `tinyllm.train.train`: loss, tokens/s, memory, time left.
 
-    def __init__(self, steps: int, console: Console):
-        self.console = console
+    Parameters
+    ----------
+    steps : int
+    console : Console
+    tokens_of : callable
+        Gives the tokens that a step processes, counted from 1: prompts and answers, and no padding.
+    """
+
+    def __init__(self, steps: int, console: Console, tokens_of: Callable[[int], int]):
+        self.console, self.tokens_of = console, tokens_of
+        self.processed, self.began = 0, 0.0  # since this process began to train
         self.records: list[dict[str, Any]] = []
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+        columns = [TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.completed}/{task.total}")]
         columns += [TextColumn("{task.fields[numbers]}"), TimeRemainingColumn()]
-        self.progress = Progress(*columns, console=console, transient=not console.is_terminal)
+        # The bar takes the room that the numbers leave.
+        self.progress = Progress(*columns, console=console, transient=not console.is_terminal, expand=True)
         self.task = self.progress.add_task("training", total=steps, numbers="")
 
     def __enter__(self) -> TrainingBar:
@@ -37,7 +48,11 @@ class TrainingBar:
         if "eval" in record:
             self.console.print(f"step {record['step']:>5}: held-out loss {record['eval']:.4f}")
             return
-        speed = record["tokens"] / max(record["seconds"], 1e-9)
+        if len(self.records) == 1 and record["step"] > 1:  # resumed: the first tells how long the steps before took
+            self.began = record["seconds"]
+        else:
+            self.processed += self.tokens_of(record["step"])
+        speed = self.processed / max(record["seconds"] - self.began, 1e-9)
         numbers = f"loss {record['loss']:.3f}  {speed:,.0f} tokens/s  {megabytes(peak_memory())}"
         self.progress.update(self.task, completed=record["step"], numbers=numbers)
 

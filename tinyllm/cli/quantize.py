@@ -13,9 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from tinyllm.cli.options import megabytes, model_folder
+from tinyllm.cli.options import megabytes, model_folder, refuse_out
 from tinyllm.cli.results import add_force, refuse_to_replace
-from tinyllm.data.tokenizer import Tokenizer
+from tinyllm.cli.tokenizer_files import save_with_tokenizer, tokenizer_of
 from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, bits_per_weight
 from tinyllm.models import DecoderModel
@@ -36,13 +36,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     source, out = model_folder(args.model), Path(args.out)
+    refuse_out(out)
     if out.resolve() == source.resolve():
         raise ValueError(
             f"OUT is the model's own folder {source}, which quantising would overwrite; name another folder"
         )
     refuse_to_replace(out, args.force)
     folder = None if source.is_file() else ModelFolder(source)
-    tokenizer = Tokenizer.load(source)
+    tokenizer, about = tokenizer_of(source)
     if folder is None:  # GGUF: its reader makes a model of floats
         model = DecoderModel.from_pretrained(source)
     else:
@@ -56,8 +57,7 @@ def run(args: argparse.Namespace) -> None:
     model.eval()
     if not losses.count:
         raise ValueError(f"{args.model} has no weights to quantise: they are in four bits already")
-    model.save_pretrained(out)
-    tokenizer.save(out)
+    save_with_tokenizer(model, tokenizer, source, out)
 
     bits = bits_per_weight(losses.count, args.block_size, not args.single)
     console.print(
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     )
     console.print(f"{megabytes(size(source))} before, {megabytes(size(out))} after")
     console.print(f"relative error of those weights {losses.relative():.4f} (what is lost, as a share of their length)")
-    console.print(f"the model is in {escape(str(out))}")
+    console.print(f"the model is in {escape(str(out))}: config.json, model.safetensors, {escape(about)}")
 
 
 class Losses:

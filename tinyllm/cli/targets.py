@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tinyllm.cli.options import EMBEDDED, add_fields, model_folder
+from tinyllm.cli.options import EMBEDDED, add_fields, model_folder, refuse_below
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.heads import is_tied
 from tinyllm.lora.targets import linear_names, resolve_targets
@@ -26,8 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.rank < 1:
-        raise ValueError(f"--rank must be at least 1, not {args.rank}")
+    refuse_below(args, 1, "rank")
     model = DecoderModel.from_pretrained(model_folder(args.model))
     covers = {"attention": set(resolve_targets(model, None)), "all-linear": set(resolve_targets(model, "all-linear"))}
     groups: dict[str, list[str]] = {}
@@ -52,6 +51,6 @@ def run(args: argparse.Namespace) -> None:
     for choice, covered in covers.items():
         n = sum(cost[path] for path in covered)
         option = "--target-modules all-linear" if choice == "all-linear" else "target_modules=None"
-        console.print(f"{choice} ({option}): {n:,} parameters train, {100 * n / whole:.2f} % of the model's {whole:,}")
+        console.print(f"{choice} ({option}): {n:,} parameters train of {whole + n:,} ({100 * n / (whole + n):.2f} %)")
     if tied:
         console.print("lm_head shares its weight with the embedding, so it is no target in this model.")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -74,7 +75,12 @@ def train_with_bar(
     }
     show_start(console, held_out, config, out, resume)
     keep_freed_memory()  # this process trains and ends
-    with TrainingBar(config.steps, console) as bar:
+    each = config.grad_accum
+
+    def tokens_of(step: int) -> int:
+        return sum(int(np.count_nonzero(loader.batch((step - 1) * each + i).segment_ids)) for i in range(each))
+
+    with TrainingBar(config.steps, console, tokens_of) as bar:
         return train(model, loader, held_out, config, out, resume=resume, settings=settings, report=bar.report)
 
 

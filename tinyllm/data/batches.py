@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyllm.backend.names import is_whole
 from tinyllm.data.examples import IGNORE, Example, fit, seeded_order
 
 __all__ = ["Batch", "Loader", "Row", "batches", "pack"]
@@ -126,8 +127,8 @@ class Loader:
     def __init__(
         self, examples: Sequence[Example], batch_size: int, max_seq_len: int, seed: int = 0, pack: bool = True
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"the batch size must be at least 1, not {batch_size}")
+        if not is_whole(batch_size) or batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1 and a whole number, not {batch_size!r}")
         self.dataset = fit(examples, max_seq_len)
         self.batch_size = batch_size
         self.seed = seed

@@ -14,6 +14,7 @@ from typing import overload
 
 import numpy as np
 
+from tinyllm.backend.names import is_whole, kind_of
 from tinyllm.backend.random import Generator
 
 IGNORE = -100  # a label that is not learned, as in PyTorch
@@ -117,6 +118,11 @@ def fit(examples: Sequence[Example], max_seq_len: int | None) -> Dataset:
         If nothing is left to learn from, or ``max_seq_len`` is not positive.
     """
     data = examples if isinstance(examples, Dataset) else Dataset(tuple(examples))
+    strange = [example for example in data if not isinstance(example, Example)]
+    if strange:
+        raise TypeError(f"examples are what tinyllm.data.text.load_text gives, not {kind_of(strange[0])}")
+    if max_seq_len is not None and not is_whole(max_seq_len):
+        raise TypeError(f"max_seq_len must be a whole number, not {max_seq_len!r}")
     limit = max([1, *map(len, data)]) if max_seq_len is None else max_seq_len
     if limit < 1:
         raise ValueError(f"max_seq_len must be at least 1, not {max_seq_len}")

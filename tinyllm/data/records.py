@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tinyllm.data.chat import THINKING
 from tinyllm.data.messages import MARKS, Segments, is_learned
 from tinyllm.data.tokenizer import Tokenizer
+from tinyllm.formats.foreign import refuse_pointer
 
 PLAIN, LINES = (".txt", ".md"), (".jsonl",)
 FORMATS = "give a .jsonl, .txt or .md file (each may end in .gz too)"
@@ -67,6 +68,7 @@ def read_source(source: str | os.PathLike[str]) -> tuple[str, str, str]:
     bare = path.name.lower().removesuffix(".gz")
     if not bare.endswith(PLAIN + LINES):
         raise ValueError(f"{path} is of no known kind: {FORMATS}")
+    refuse_pointer(path, pages=False)
     content = path.read_bytes()
     if path.name.lower().endswith(".gz"):
         try:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.formats import json_file
+from tinyllm.formats.atomic import write_text
+from tinyllm.formats.foreign import refuse_pointer
 
 # Used only where no configuration file names the token, and only if the tokenizer itself marks it as special.
 USUAL = {
@@ -43,28 +45,47 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _text(file: Path) -> str:
+    refuse_pointer(file, pages=False)
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not valid UTF-8: fetch or save it again") from error
 
 
+def renew_template(folder: Path, template: str | None) -> None:
+    """Have a chat_template.jinja that is there, and wins over tokenizer_config.json, say the same."""
+    file = folder / "chat_template.jinja"
+    if file.exists() and template is not None:
+        write_text(file, template)
+    else:
+        file.unlink(missing_ok=True)
+
+
 def default_template(template: Any) -> str | None:
-    """The template itself, or the one named "default" in a list of named ones.
+    """The template itself, or the one named "default" of several: a list of named ones, or an object by name.
 
     Raises
     ------
     ValueError
-        If there are several, and none has that name.
+        If there are several, and none has that name; or it is neither.
     """
+    named = template
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        if named and "default" not in named:
+        if len(named) < len(template):
+            named = None
+    if named and isinstance(named, Mapping):
+        if "default" not in named:
             raise ValueError(
                 f"the chat templates are named {', '.join(map(str, named))}, and none is the default: rename one to "
                 '"default" in tokenizer_config.json'
             )
-        template = named.get("default")
+        template = named["default"]
+    if template is not None and template != [] and template != {} and not isinstance(template, str):
+        raise ValueError(
+            f"the chat_template is {template!r:.60}, which is no template: write a text, or several by name, into "
+            "tokenizer_config.json"
+        )
     return template if isinstance(template, str) else None
 
 

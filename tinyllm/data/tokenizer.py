@@ -15,8 +15,10 @@ from typing import Any
 from tinyllm.data import labels, pieces, special_tokens
 from tinyllm.data.chat import ChatTemplate
 from tinyllm.data.messages import check_messages, plain_chat
-from tinyllm.data.special_tokens import NAMES, USUAL, find, spelled
+from tinyllm.data.special_tokens import NAMES, USUAL, default_template, find, spelled
 from tinyllm.formats.atomic import write_text
+from tinyllm.formats.foreign import refuse_pointer
+from tinyllm.models.checkpoints import named
 
 __all__ = ["Tokenizer"]
 
@@ -67,7 +69,7 @@ class Tokenizer:
         path : str or path
             A folder with tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json, config.json
             and chat_template.jinja; or a file in tokenizer.json's format (one named tokenizer.json is read with the
-            files beside it); or a GGUF file.
+            files beside it); or a GGUF file; or ``base`` or the name of a fetched model.
 
         Returns
         -------
@@ -82,7 +84,7 @@ class Tokenizer:
         ImportError
             If the `tokenizers` package is not installed.
         """
-        file = Path(path)
+        file = Path(named.find(path))
         if file.is_dir():
             folder, file = file, file / "tokenizer.json"
             if not file.is_file():
@@ -99,6 +101,7 @@ class Tokenizer:
             import tokenizers
         except ImportError as error:
             raise ImportError("reading a tokenizer needs the `tokenizers` package: pip install tokenizers") from error
+        refuse_pointer(file)
         try:
             inner = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
@@ -205,9 +208,11 @@ class Tokenizer:
         # Templates may ask for bos_token: one that only the model's configuration knows stays there.
         config["bos_token"] = self._names().get("bos_token")
         config["add_bos_token"] = self.adds_bos
-        config["chat_template"] = self.chat_template
+        given = self._config.get("chat_template")  # perhaps several, by name
+        config["chat_template"] = given if default_template(given) == self.chat_template else self.chat_template
         write_text(folder / "tokenizer.json", self._inner.to_str(pretty=True))
         write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        special_tokens.renew_template(folder, self.chat_template)
 
     def apply_chat(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False

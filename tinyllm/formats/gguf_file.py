@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tinyllm.backend.half import from_bfloat16
+from tinyllm.formats.foreign import refuse_pointer
 
 # By ggml's number: name, weights a block, bytes a block. A block is a run of weights in one row.
 KINDS = {
@@ -85,6 +86,7 @@ def read_header(path: Any) -> Header:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    refuse_pointer(path)
     with open(path, "rb") as file:
         cursor = _Cursor(file, path)
         tensor_count, metadata_count = _counts(cursor)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tinyllm.formats.foreign import refuse_pointer
+
 
 def read(path: Any) -> dict[str, Any]:
     """Read a file that holds one JSON object.
@@ -29,6 +31,7 @@ def read(path: Any) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    refuse_pointer(path)
     try:
         found = json.loads(path.read_bytes(), object_pairs_hook=_each_once)
     except RecursionError:

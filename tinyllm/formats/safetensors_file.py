@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats.atomic import write_whole
+from tinyllm.formats.foreign import other_weights, refuse_pointer
 
 # In the order in which the library lays tensors out: the widest first, so that each is aligned.
 NAMES = {
@@ -137,9 +138,11 @@ def read_header(path: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _header(path: Any) -> tuple[dict[str, Any], int]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        folder = ": it is a folder, give the file in it" if Path(path).is_dir() else ""
+        raise FileNotFoundError(f"there is no file {path}{folder}")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty; it was not written to the end, get or write it again")
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="numpy"):  # checks the header and the length; reads no array
             pass
@@ -147,10 +150,6 @@ def _header(path: Any) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(file.read(8), "little")
             return json.loads(file.read(length)), 8 + length
     except (SafetensorError, ValueError) as error:
-        with open(path, "rb") as file:
-            start = file.read(2)
-        if start in (b"PK", b"\x80\x02"):
-            raise ValueError(
-                f"{path} is a pickle, which could run code when opened; convert it to safetensors"
-            ) from None
+        if other := other_weights(path):
+            raise ValueError(f"{path} is {other}") from None
         raise ValueError(f"{path} is truncated or not a safetensors file ({error}); get or write it again") from None

@@ -6,6 +6,7 @@ NF4 weights are written under bitsandbytes' names, so that transformers reads th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -14,17 +15,20 @@ import numpy as np
 
 from tinyllm.backend.double_quant import dynamic_map
 from tinyllm.backend.half import BFLOAT16, from_bfloat16
+from tinyllm.backend.names import is_array, kind_of
 from tinyllm.backend.nf4 import NF4_LEVELS
+from tinyllm.backend.table import of
 from tinyllm.formats import safetensors_file
 from tinyllm.frozen import stored
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import BLOCK_SIZES, QUANT_STATE, NF4Weight
 
 NF4_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", QUANT_STATE)
+CHECKED = 1 << 20  # numbers at a time
 HALF = "tinyllm.half"  # metadata: which half-precision arrays are frozen weights, and the dtype they compute in
 
 
-def save(state: Mapping[str, Any], path: Any) -> None:
+def save(state: Mapping[str, Any], path: Any, check_finite: bool = True) -> None:
     """Write weights to a safetensors file, whatever its suffix; never a pickle.
 
     Parameters
@@ -32,21 +36,27 @@ def save(state: Mapping[str, Any], path: Any) -> None:
     state : mapping of str to Parameter, Tensor, array or FrozenWeight
         What `Module.state_dict` gives, or a part of it.
     path : str or Path
+    check_finite : bool
+        Refuse NaN and infinity. False writes every bit as it is, to look into what went wrong.
 
     Raises
     ------
     TypeError
         If something in the state is no array.
     ValueError
-        If the state is empty, or two weights would be stored under one name.
+        If the state is empty, holds NaN or infinity, or two weights would be stored under one name.
     OSError
         If the file cannot be written; an old file of that name is then as it was.
     """
     if not isinstance(state, Mapping):
-        raise TypeError(f"save takes a dict of arrays by name, such as model.state_dict(), not {type(state).__name__}")
+        raise TypeError(
+            f"save takes a dict of arrays by name, such as model.state_dict(), and a path, not {kind_of(state)}"
+        )
     if not state:
         raise ValueError("there is nothing to save: the state is empty")
     arrays, metadata = pack(state)
+    if check_finite:
+        refuse_non_finite(state, "nothing was written; check_finite=False writes it as it is")
     safetensors_file.write(path, arrays, metadata)
 
 
@@ -75,6 +85,8 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     arrays: dict[str, Any] = {}
     half: dict[str, str] = {}
     for name, weight in state.items():
+        if not is_array(weight):
+            raise TypeError(f"{name} is {kind_of(weight)}; only arrays can be saved")
         weight = stored(weight)
         if weight.frozen and weight.storage != "nf4":
             half[name] = weight.dtype.name
@@ -83,6 +95,43 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
                 raise ValueError(f"two weights would both be stored as {key}; rename one of them")
             arrays[key] = array
     return arrays, {HALF: json.dumps(half)} if half else {}
+
+
+def refuse_non_finite(state: Mapping[str, Any], ending: str = "nothing was written") -> None:
+    """Raise ValueError for the first weight that holds NaN or infinity, by name; of NF4 its scales are looked at.
+
+    A model with one such number answers with nothing else.
+    """
+    for name, weight in state.items():
+        for part, array in stored(weight).parts(name).items():
+            bad, first = _non_finite(array)
+            if part.endswith(QUANT_STATE):
+                offset = json.loads(bytes(array)).get("nested_offset", 0.0)
+                bad, first = int(not math.isfinite(offset)), []
+            if bad:
+                at = f", the first at {first}" if first else ""
+                raise ValueError(
+                    f"{name} holds NaN or infinity ({bad:,} of its numbers{at}); get or train it again ({ending})"
+                )
+
+
+def _non_finite(array: Any) -> tuple[int, list[int]]:
+    """How many numbers of an array are NaN or infinite, and where the first is; no mask of a whole array is made."""
+    dtype = getattr(array, "dtype", np.dtype(bool))  # what is no array is refused by the writer
+    if dtype != BFLOAT16 and dtype.kind != "f":
+        return 0, []
+    flat = (array.view(np.uint16) if dtype == BFLOAT16 else array).reshape(-1)
+    xp = of(flat).xp
+    count, first = 0, -1
+    for start in range(0, flat.size, CHECKED):
+        some = flat[start : start + CHECKED]
+        # A bfloat16 whose exponent has nothing but ones.
+        bad = (some & 0x7F80) == 0x7F80 if dtype == BFLOAT16 else ~xp.isfinite(some)
+        here = int(bad.sum())
+        if here and not count:
+            first = start + int(bad.argmax())
+        count += here
+    return count, [int(i) for i in np.unravel_index(first, array.shape)] if count else []
 
 
 def unpack(arrays: dict[str, Any], metadata: Mapping[str, str], where: str = "the state") -> dict[str, Any]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from tinyllm.backend.double_quant import BLOCK_SIZE as SCALES_PER_BLOCK
 from tinyllm.backend.double_quant import dequantize_absmax, dynamic_map, quantize_absmax
+from tinyllm.backend.names import is_array, kind_of
 from tinyllm.backend.nf4 import NF4_LEVELS
 from tinyllm.backend.table import Backend, of
 from tinyllm.frozen.finite import called, refuse_non_finite
@@ -71,6 +72,8 @@ def quantize_nf4(array: Any, block_size: int = 64, *, name: str | None = None) -
     ('f07a', 2.0)
     """
     check_block_size(block_size)
+    if not is_array(array):
+        raise TypeError(f"NF4 quantises arrays, not {kind_of(array)}: make it one, np.asarray(x, 'float32')")
     if array.dtype.name not in FLOATS:
         raise TypeError(f"{called(name)} has dtype {array.dtype}; NF4 quantises {', '.join(FLOATS)}: cast it first")
     backend = of(array)
@@ -114,6 +117,8 @@ def dequantize_nf4(indices: Any, scales: Any, shape: Any, block_size: int = 64, 
     n = int(np.prod(shape, dtype=np.int64))
     if np.dtype(dtype).name not in FLOATS:
         raise TypeError(f"cannot dequantise to {np.dtype(dtype)}; choose one of {', '.join(FLOATS)}")
+    if not is_array(indices) or not is_array(scales):
+        raise TypeError("the indices and the scales are two arrays, as quantize_nf4 gives them")
     if indices.dtype != np.uint8:
         raise TypeError(f"the indices have dtype {indices.dtype}; packed codes are uint8 (see quantize_nf4)")
     if scales.dtype != np.float32:

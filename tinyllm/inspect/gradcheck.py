@@ -60,6 +60,10 @@ def gradcheck(
     TypeError
         If an input or the result is not float64.
     """
+    if isinstance(function, Tensor) or not callable(function):
+        raise TypeError("gradcheck takes a function first, then its inputs: gradcheck(lambda x: x * x, array)")
+    if not inputs:
+        raise ValueError("gradcheck needs an input to check the gradient of: gradcheck(function, array)")
     tensors = [x if isinstance(x, Tensor) else Tensor(np.asarray(x)) for x in inputs]
     for i, x in enumerate(tensors):
         if x.dtype != np.float64:

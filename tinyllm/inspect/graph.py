@@ -13,7 +13,8 @@ from typing import Any
 from tinyllm.autograd import Node, _topological
 from tinyllm.formats.atomic import write_text
 from tinyllm.inspect.kept import inputs_of, operation_of
-from tinyllm.tensor import Tensor
+from tinyllm.nn import require_model
+from tinyllm.tensor import Tensor, require_tensors
 
 ROW, BOX, GAP, LETTER = 46, 22, 14, 6.6  # row pitch, box height, room between boxes, width of a letter, in pixels
 PULL = 0.93
@@ -53,6 +54,9 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
     RuntimeError
         If `loss` needs no gradient (there is no graph), or its graph was used already.
     """
+    require_tensors("graph_svg", loss)
+    if model is not None:
+        require_model(model)
     if loss.node is None:
         raise RuntimeError("there is no graph to draw: this tensor needs no gradient")
     nodes = _topological(loss.node)

@@ -16,7 +16,8 @@ import numpy as np
 
 from tinyllm.autograd import Node, _topological
 from tinyllm.frozen.weight import FrozenWeight
-from tinyllm.tensor import Tensor
+from tinyllm.nn import require_model
+from tinyllm.tensor import Tensor, require_tensors
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,9 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
     ----------------------------------------
     total                                 56
     """
+    require_tensors("kept", loss)
+    if model is not None:
+        require_model(model)
     weights: dict[int, tuple[str, Any]] = {}  # what a rule may name -> its path, and the weight that it belongs to
     for path, weight in () if model is None else model.named_weights():
         weights.setdefault(id(owner(getattr(weight, "data", weight))), (path, weight))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.layer import LoRALinear
 from tinyllm.lora.saved import SavedModule
-from tinyllm.nn import Module
+from tinyllm.nn import Module, require_model
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Adapted:
 
 def remembered(model: Module) -> Adapted:
     """The model's own record, made when it is first asked for."""
+    require_model(model)
     if model.adapted is None:
         model.adapted = Adapted()
     return model.adapted
@@ -50,6 +51,7 @@ def saved_modules(model: Module) -> Iterator[tuple[str, SavedModule]]:
 
 def adapted_layers(model: Module) -> list[LoRALinear | SavedModule]:
     """Every adapted layer. Raises if there is none, saying why where it is known."""
+    require_model(model)
     found = [module for _, module in adapted_modules(model)]
     if found:
         return found

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import numpy as np
+from tinyllm.backend.names import in_our_words, is_real, is_share, is_whole
 
 BIASES = ("none", "all", "lora_only")
 
 
+@in_our_words()
 @dataclass
 class LoRAConfig:
     """How adapters are made; the fields are those of PEFT's LoraConfig. A text beside a type says what it is for."""
@@ -30,16 +32,21 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if self.bias not in BIASES:
             raise ValueError(f"bias must be one of {', '.join(BIASES)}, not {self.bias!r}")
+        if isinstance(self.modules_to_save, str):
+            raise TypeError(f'modules_to_save is a list of names: modules_to_save=["{self.modules_to_save}"]')
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name) or {}, Mapping):
+                raise TypeError(f"{name} is a dict of expressions and numbers, not {getattr(self, name)!r}")
         self.modules_to_save = tuple(self.modules_to_save or ())
         self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
-        if not isinstance(self.rank, int | np.integer) or self.rank < 1:
+        if not is_whole(self.rank) or self.rank < 1:
             raise ValueError(f"rank must be a whole number of at least 1, not {self.rank!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, not {self.alpha}")
+        if not is_share(self.dropout):
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout!r}")
+        if not is_real(self.alpha) or not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be above 0 and finite, not {self.alpha!r}")
         for pattern, value in [*self.rank_pattern.items(), *self.alpha_pattern.items()]:
-            if not value > 0:
+            if not is_real(value) or not 0 < value < math.inf:
                 raise ValueError(f"the rank and alpha of a pattern must be above 0; {pattern!r} has {value}")
 
     def rank_of(self, path: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
@@ -17,8 +18,11 @@ def is_tied(model: Module, path: str) -> bool:
 
 def refuse_tied_head(model: Module, targets: list[str]) -> None:
     """Raise ValueError if merging an adapter of one of these layers would change another one, too."""
+    layers = (module.inner() for _, module in model.named_modules(wrapped=False))
+    holders = Counter(id(layer.weight) for layer in layers if hasattr(layer, "weight"))  # one walk for all of them
     for path in targets:
-        if is_tied(model, path):
+        weight = getattr(model.get(path).inner(), "weight", None)
+        if holders[id(weight)] > 1:
             raise ValueError(
                 f"{path} is tied to the embedding, so adapting it would change both once it is merged; leave it out, "
                 "call tinyllm.lora.untie_head(model) first, or build the model with tie_embeddings=False"

@@ -7,8 +7,10 @@ rounded to four bits again, it answers otherwise than it was trained to; `tinyll
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from tinyllm.backend.table import of
 from tinyllm.frozen import Dense, Weight, stored
 from tinyllm.lora.adapted import adapted_layers, adapter_configs, lora_layers, remembered, saved_modules
 from tinyllm.lora.heads import is_tied
@@ -49,8 +51,9 @@ def merge_lora(model: Module, keep_base: bool = True, base: Any = "dequantized",
     RuntimeError
         If there are no adapters, or they are disabled while ``keep_base=False``.
     ValueError
-        If the head is tied to the embedding and adapted, and `untie` is False; or `base` is none of these, lacks a
-        weight or has one of another shape, or "requantized" meets a base in float. Nothing is changed then.
+        If the head is tied to the embedding and adapted, and `untie` is False; `base` is none of these, lacks a weight
+        or has one of another shape, or "requantized" meets a base in float; or, with ``keep_base=False``, an adapter
+        holds NaN or infinity. Nothing is changed then.
     """
     if remembered(model).merged_for_good:
         return model
@@ -60,6 +63,8 @@ def merge_lora(model: Module, keep_base: bool = True, base: Any = "dequantized",
             raise RuntimeError("the adapters are disabled; call enable_lora before merging them for good")
         _merge_for_good(model, base, untie)
         return model
+    if untie:
+        raise ValueError("untie= is for keep_base=False: what is merged for use beside its base unties nothing")
     if base != "dequantized":
         raise ValueError("base= is for keep_base=False: what is merged for use beside its base is always in float")
     for _, layer in lora_layers(model):
@@ -84,6 +89,7 @@ def _merge_for_good(model: Module, base: Any, untie: bool) -> None:
     if not untie:
         _refuse_tied_head(model, [*folded, *whole])
     _check_base(base, folded)
+    _refuse_non_finite(folded)
     for path, layer in layers.items():
         model.replace(path, _plain(path, layer, base))
     for path, module in reversed(saved.items()):  # what is inside another one first
@@ -94,6 +100,8 @@ def _merge_for_good(model: Module, base: Any, untie: bool) -> None:
         model.config.tie_embeddings = False
     adapter_configs(model).clear()
     remembered(model).merged_for_good = True
+    if getattr(model, "origin", None):  # the base that it was read from is another model now
+        model.origin = replace(model.origin, name="")  # type: ignore[attr-defined]
 
 
 def _plain(path: str, adapted: LoRALinear, base: Any) -> Linear:
@@ -121,6 +129,16 @@ def _refuse_tied_head(model: Module, changed: list[str]) -> None:
                 f"the adapter changes {path}, which is tied to the embedding, so that merging would need a head of its "
                 "own; say untie=True (--untie) to give it one: the model then holds one matrix more"
             )
+
+
+def _refuse_non_finite(layers: dict[str, LoRALinear]) -> None:
+    for path, layer in layers.items():
+        for name in layer.active:
+            if not all(of(p.data).xp.isfinite(p.data).all() for p in layer.parts(name).values()):
+                raise ValueError(
+                    f"the adapter {name!r} of {path} holds NaN or infinity, which merging would put into the weights; "
+                    "train or get it again (nothing was changed)"
+                )
 
 
 def _check_base(base: Any, layers: dict[str, LoRALinear]) -> None:

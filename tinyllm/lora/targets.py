@@ -8,7 +8,7 @@ from typing import Any
 from tinyllm.backend.names import nearest
 from tinyllm.lora.config import matches
 from tinyllm.lora.layer import LoRALinear
-from tinyllm.nn import Linear, Module
+from tinyllm.nn import Linear, Module, require_model
 from tinyllm.tensor import Parameter
 
 # Other libraries' names for the same layers, so that a PEFT config can be used as it is.
@@ -23,6 +23,7 @@ ATTENTION = ("qkv_proj", "q_proj", "k_proj", "v_proj", "out_proj")
 
 def linear_names(model: Module) -> list[str]:
     """The paths of every linear layer that can be adapted, adapted ones included; the head stands last."""
+    require_model(model)
     found = [path for path, m in model.named_modules(wrapped=False) if isinstance(m, Linear | LoRALinear)]
     return sorted(found, key=lambda path: is_head(model, path))
 

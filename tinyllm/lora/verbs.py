@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tinyllm.backend.names import in_our_words
 from tinyllm.lora.adapted import adapted_layers, adapter_configs, lora_layers, remembered
 from tinyllm.lora.biases import check_biases, other_biases
 from tinyllm.lora.config import LoRAConfig, matches
@@ -17,6 +18,7 @@ from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
 
 
+@in_our_words()
 def apply_lora(
     model: Module,
     rank: int = 8,
@@ -77,7 +79,7 @@ def apply_lora(
         use_rslora=use_rslora,
         rank_pattern=rank_pattern or {},
         alpha_pattern=alpha_pattern or {},
-        modules_to_save=tuple(modules_to_save),
+        modules_to_save=modules_to_save,  # type: ignore[arg-type]  # it makes a tuple of any sequence
         use_dora=use_dora,
         bias=bias,
     )
@@ -148,6 +150,8 @@ def check_adapter(
     targets = resolve_targets(model, config.target_modules)
     if adapter_name in adapter_configs(model):
         raise ValueError(f"there is an adapter {adapter_name!r} already; choose another adapter_name")
+    if not isinstance(adapter_name, str):
+        raise TypeError(f"an adapter's name is a text, not {adapter_name!r}")
     if "." in adapter_name or not adapter_name:
         raise ValueError(f"an adapter's name must not be empty or contain a dot: {adapter_name!r}")
     if not tied_head:
@@ -182,6 +186,8 @@ def set_adapter(model: Module, names: str | Sequence[str]) -> None:
     ValueError
         If there is no adapter of that name.
     """
+    if not isinstance(names, str | list | tuple):
+        raise TypeError(f"set_adapter takes an adapter's name, or a list of them, not {names!r}")
     chosen = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     known = adapter_configs(model)
     for name in chosen:

@@ -6,16 +6,13 @@ A layer says what its weight bears (`Module.fewest`, `stays_float`); no path is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyllm.backend import random
 from tinyllm.backend.device import device, to_device
-from tinyllm.backend.names import nearest
 from tinyllm.frozen import store, stored
-from tinyllm.models.config import DecoderConfig
 from tinyllm.nn import Module, Place, Weight, has_memory, placeholder, put
 from tinyllm.tensor import Parameter
 
@@ -120,12 +117,3 @@ def check_storage(storage: str, dtype: np.dtype) -> None:
             f"dtype must be float32 or float64, not {dtype}; for fewer bits use storage=, and to compute in "
             "half precision a GPU: set_device('cuda')"
         )
-
-
-def refuse_unknown(config: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword of `DecoderModel` that there is not."""
-    known = [field.name for field in fields(DecoderConfig)] + ["storage", "dtype", "seed", "init"]
-    for name in config:
-        if name not in known:
-            hint = nearest(name, known, "did you mean {}?") or f"there are: {', '.join(known)}"
-            raise TypeError(f"DecoderModel has no parameter {name!r}; {hint}")

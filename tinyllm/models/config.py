@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.names import is_real, is_share, is_whole
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -85,11 +87,11 @@ class DecoderConfig:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
+    return is_whole(value) and value >= least
 
 
 def _is_above_0(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 < float(value) < np.inf
+    return is_real(value) and 0 < value < np.inf
 
 
 SIZES = ("vocab_size", "hidden_size", "num_layers", "max_seq_len")
@@ -108,6 +110,7 @@ CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         for name in SIZES_WITH_DEFAULT
     ),
     *((name, _is_above_0, "a finite number above 0") for name in ("rope_theta", "norm_eps")),
+    ("dropout", is_share, "in [0, 1)"),
     *((name, allowed.__contains__, f"one of {', '.join(allowed)}") for name, allowed in CHOICES.items()),
 )
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import as_dtype
+from tinyllm.backend.names import in_our_words, is_array
 from tinyllm.backend.table import of
-from tinyllm.models.build import check_storage, fill, gpt2_init, refuse_unknown
+from tinyllm.models.build import check_storage, fill, gpt2_init
 from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.head import chunked_cross_entropy, linear_cross_entropy
@@ -107,6 +108,12 @@ class Block(Module):
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
+# What torch's and transformers' models are asked, and what does it here.
+DEVICE = "tinyllm.set_device, before the model is made"
+THEIRS = {"to": DEVICE, "cuda": DEVICE, "generate": "tinyllm.generate.generate(model, ids)"}
+
+
+@in_our_words(DecoderConfig)
 class DecoderModel(Module):
     """A decoder-only transformer.
 
@@ -144,6 +151,8 @@ class DecoderModel(Module):
     (1, 3, 100)
     """
 
+    origin: Any = None  # what came with it in files beside the weights, see `models/checkpoints/origin.py`
+
     def __init__(
         self,
         vocab_size: int,
@@ -159,7 +168,6 @@ class DecoderModel(Module):
     ):
         self.dtype = dtype = as_dtype(dtype)
         check_storage(storage, dtype)
-        refuse_unknown(config)
         heads = 0 if num_heads is None else num_heads
         self.config = c = DecoderConfig(vocab_size, hidden_size, num_layers, heads, **config)
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, dtype, init=False)
@@ -174,6 +182,12 @@ class DecoderModel(Module):
         self.checkpointing = False  # recompute each block in backward instead of keeping its activations
         generator = random.default if seed is None else random.Generator(seed)
         fill(self, init or gpt2_init(self, generator), storage)
+
+    if not TYPE_CHECKING:  # or every name would pass for one
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; did you mean {THEIRS[name]}?" if name in THEIRS else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     @property
     def half(self) -> bool:
@@ -233,7 +247,7 @@ class DecoderModel(Module):
         """
         return self.lm_head(self.hidden(ids, segment_ids, attention_mask, cache))
 
-    def loss(self, ids: Any, targets: Any, segment_ids: Any = None, attention_mask: Any = None) -> Tensor:
+    def loss(self, ids: Any, targets: Any = None, segment_ids: Any = None, attention_mask: Any = None) -> Tensor:
         """The mean token loss through the fused head; ``targets[b, t]`` labels position t, -100 is ignored.
 
         Raises
@@ -241,9 +255,12 @@ class DecoderModel(Module):
         ValueError
             If shapes differ, a target is outside the vocabulary, or every target is ignored.
         """
-        targets = np.asarray(targets) if not hasattr(targets, "dtype") else targets
-        if tuple(targets.shape) != tuple(np.shape(ids)):
-            raise ValueError(f"ids have shape {np.shape(ids)} and targets {tuple(targets.shape)}; they must be alike")
+        if targets is None:
+            raise TypeError("loss takes ids and targets: of a batch pass batch.ids, batch.labels, batch.segment_ids")
+        ids = check_ids(ids, self.config.vocab_size)
+        targets = targets if is_array(targets) else np.asarray(targets)
+        if tuple(targets.shape) != ids.shape:
+            raise ValueError(f"ids have shape {ids.shape} and targets {tuple(targets.shape)}; they must be alike")
         x = self.hidden(ids, segment_ids, attention_mask)
         head = self.lm_head.chosen()
         if isinstance(head, Linear) and head.bias is None:
@@ -251,6 +268,7 @@ class DecoderModel(Module):
         return chunked_cross_entropy(x, head, targets, self.config.vocab_size)  # an adapted head
 
     @classmethod
+    @in_our_words()
     def from_pretrained(cls, name: Any, storage: str | None = None, dtype: Any = np.float32) -> DecoderModel:
         """Read a model: a folder, a GGUF file or a name on the hub; see `models/checkpoints/folder.py`."""
         from tinyllm.models.checkpoints.folder import load_pretrained  # only now: the book imports no files

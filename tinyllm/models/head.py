@@ -68,7 +68,7 @@ def _in_chunks(be: Any, rows: Any, labels: Any, w: Weight, each: float, gx: Any,
     total: Any = 0.0
     height = chunk_rows(len(rows), classes, rows.dtype.itemsize)
     buffer = be.xp.empty((height, classes), rows.dtype)  # the logits of one chunk after the other
-    for start in range(0, len(rows), height):
+    for start in be.in_turn(range(0, len(rows), height)):
         chunk = rows[start : start + height]
         logits = buffer[: len(chunk)]
         w.multiply(chunk, logits)

@@ -22,9 +22,14 @@ def check_ids(ids: Any, vocab_size: int) -> np.ndarray:
     TypeError, ValueError
         Naming the first bad id and where it stands.
     """
-    ids = np.asarray(ids)
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"token ids must be integers, not {ids.dtype}")
+    try:
+        ids = np.asarray(ids)
+    except ValueError:
+        raise ValueError("token ids must have rows of one length: pad them, and pass an attention_mask") from None
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise TypeError(
+            f"token ids must be integers, not {ids.dtype}: a tokenizer makes them of text, and a batch has batch.ids"
+        )
     if ids.ndim != 2 or ids.size == 0:
         raise ValueError(f"token ids must have shape (batch, time) with at least one token, not {ids.shape}")
     bad = (ids < 0) | (ids >= vocab_size)

@@ -1,7 +1,7 @@
 """Layers: what a module is, and the few there are."""
 
 from tinyllm.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
-from tinyllm.nn.module import Module, Place, Weight, has_memory, placeholder, put
+from tinyllm.nn.module import Module, Place, Weight, has_memory, placeholder, put, require_model
 
 __all__ = [
     "Dropout",
@@ -15,4 +15,5 @@ __all__ = [
     "has_memory",
     "placeholder",
     "put",
+    "require_model",
 ]

@@ -9,8 +9,16 @@ import numpy as np
 from tinyllm import functional as F
 from tinyllm.backend import random
 from tinyllm.backend.device import to_device
+from tinyllm.backend.names import is_share, is_whole
 from tinyllm.nn.module import Module, Weight, placeholder
 from tinyllm.tensor import Parameter, Tensor
+
+
+def check_sizes(layer: str, *sizes: Any) -> None:
+    """ValueError unless these are sizes that a layer can have."""
+    for size in sizes:
+        if not is_whole(size) or size < 1:
+            raise ValueError(f"the sizes of {layer} must be whole numbers of at least 1, not {size!r}")
 
 
 class Linear(Module):
@@ -45,6 +53,7 @@ class Linear(Module):
         head: bool = False,
         residual: bool = False,
     ):
+        check_sizes("Linear", in_features, out_features)
         self.in_features, self.out_features = in_features, out_features
         self.fewest, self.is_head, self.residual = "float16" if head else "nf4", head, residual
         self.weight: Weight = placeholder((out_features, in_features), dtype)
@@ -78,6 +87,7 @@ class Embedding(Module):
         init: bool = True,
         fewest: str = "float16",
     ):
+        check_sizes("Embedding", num_embeddings, embedding_dim)
         self.num_embeddings, self.embedding_dim, self.fewest = num_embeddings, embedding_dim, fewest
         self.weight: Weight = placeholder((num_embeddings, embedding_dim), dtype)
         if init:
@@ -93,6 +103,7 @@ class RMSNorm(Module):
     stays_float = True
 
     def __init__(self, size: int, eps: float = 1e-6, dtype: Any = np.float32):
+        check_sizes("RMSNorm", size)
         self.weight, self.eps = Parameter(to_device(np.ones(size, dtype))), eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,6 +116,7 @@ class LayerNorm(Module):
     stays_float = True
 
     def __init__(self, size: int, eps: float = 1e-5, dtype: Any = np.float32):
+        check_sizes("LayerNorm", size)
         self.weight, self.bias = Parameter(to_device(np.ones(size, dtype))), Parameter(to_device(np.zeros(size, dtype)))
         self.eps = eps
 
@@ -116,8 +128,8 @@ class Dropout(Module):
     """Zeroes elements with probability `p` in training mode."""
 
     def __init__(self, p: float):
-        if not 0 <= p < 1:
-            raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
+        if not is_share(p):
+            raise ValueError(f"the dropout probability must be in [0, 1), not {p!r}")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ A weight is a `Parameter`, or a `FrozenWeight` that stores less. Names are the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from tinyllm.backend.device import to_device
-from tinyllm.backend.names import few, nearest
+from tinyllm.backend.names import few, kind_of, nearest
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, stored
 from tinyllm.nn.tree import described, lines_of, storage_of
@@ -157,11 +157,15 @@ class Module:
     def get(self, path: str) -> Any:
         """The module or weight at a dotted path."""
         found: Any = self
-        for part in path.split(".") if path else ():
-            if isinstance(found, list | tuple):
-                found = found[int(part)]
-            else:
-                found = found[part] if isinstance(found, dict) else getattr(found, part)
+        try:
+            for part in path.split(".") if path else ():
+                if isinstance(found, list | tuple):
+                    found = found[int(part)]
+                else:
+                    found = found[part] if isinstance(found, dict) else getattr(found, part)
+        except (AttributeError, LookupError, ValueError):
+            known = [name for name, _ in (*self.named_modules(), *self.named_weights()) if name]
+            raise KeyError(f"there is nothing at {path!r}{nearest(path, known)}") from None
         return found
 
     def replace(self, path: str, thing: Module | Weight) -> None:
@@ -202,11 +206,18 @@ class Module:
 
         Raises
         ------
+        TypeError
+            If the state is no dict, or holds something else than arrays.
         KeyError
             If names differ and `strict`, or if nothing matched at all.
         ValueError
             If a shape differs, or floats meet a stored weight. Nothing is changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"load_state_dict takes weights by name, not {kind_of(state)}: tinyllm.load(path) reads a file, and a "
+                "model's are model.state_dict()"
+            )
         own = {places[0].path: places for places in self.places()}
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
@@ -220,6 +231,12 @@ class Module:
         for name in matched:
             _load(own[name], state[name])
         return missing, unexpected
+
+
+def require_model(model: Any) -> None:
+    """TypeError for what is no model: a path, a class, its parameters."""
+    if not isinstance(model, Module):
+        raise TypeError(f"a model is needed here, not {kind_of(model)}; DecoderModel.from_pretrained(path) reads one")
 
 
 def put(places: list[Place], weight: Weight) -> None:
@@ -239,6 +256,8 @@ def _load(places: list[Place], new: Any) -> None:
 
 
 def _refuse_misfit(name: str, own: Weight, new: Any) -> None:
+    if not hasattr(new, "shape"):
+        raise TypeError(f"{name} in the state is no array but {kind_of(new)}")
     if tuple(new.shape) != tuple(own.shape):
         raise ValueError(f"{name} has shape {tuple(own.shape)}, but the state's has {tuple(new.shape)}")
     if stored(own).frozen and not stored(new).frozen:

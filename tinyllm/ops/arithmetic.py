@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend.table import of
+from tinyllm.ops.checks import of_tensor
 from tinyllm.tensor import Tensor, op
 
 
@@ -49,7 +50,8 @@ def is_number(value: Any) -> bool:
     """Whether this is a number or an array of them; None, text and objects are not."""
     if isinstance(value, float | int):
         return True
-    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    dtype = getattr(value, "dtype", None)
+    dtype = dtype if isinstance(dtype, np.dtype) else np.asarray(value).dtype  # torch has dtypes of its own
     return dtype.kind in "biuf" or dtype.name == "bfloat16"
 
 
@@ -117,71 +119,83 @@ def _constant_power(a: Tensor, exponent: Any) -> Tensor:
     return op(x**exponent, (a, lambda g: g * (exponent * x ** (exponent - 1))))
 
 
+@of_tensor
 def neg(a: Tensor) -> Tensor:
     """-a."""
     return op(-a.data, (a, lambda g: -g))
 
 
+@of_tensor
 def abs(a: Tensor) -> Tensor:
     """|a|; its slope at 0 is 0."""
     x, xp = a.data, of(a.data).xp
     return op(xp.abs(x), (a, lambda g: g * xp.sign(x)))
 
 
+@of_tensor
 def square(a: Tensor) -> Tensor:
     """a * a."""
     x = a.data
     return op(x * x, (a, lambda g: g * (2 * x)))
 
 
+@of_tensor
 def sqrt(a: Tensor) -> Tensor:
     """The square root."""
     y = of(a.data).xp.sqrt(floats(a))
     return op(y, (a, lambda g: g / (2 * y)))
 
 
+@of_tensor
 def exp(a: Tensor) -> Tensor:
     """e ** a."""
     y = of(a.data).xp.exp(floats(a))
     return op(y, (a, lambda g: g * y))
 
 
+@of_tensor
 def expm1(a: Tensor) -> Tensor:
     """e ** a - 1, exact for small a, too."""
     y = of(a.data).xp.expm1(floats(a))
     return op(y, (a, lambda g: g * (y + 1)))
 
 
+@of_tensor
 def log(a: Tensor) -> Tensor:
     """The natural logarithm."""
     x = floats(a)
     return op(of(x).xp.log(x), (a, lambda g: g / x))
 
 
+@of_tensor
 def log1p(a: Tensor) -> Tensor:
     """log(1 + a), exact for small a, too."""
     x = floats(a)
     return op(of(x).xp.log1p(x), (a, lambda g: g / (1 + x)))
 
 
+@of_tensor
 def sin(a: Tensor) -> Tensor:
     """The sine."""
     x, xp = floats(a), of(a.data).xp
     return op(xp.sin(x), (a, lambda g: g * xp.cos(x)))
 
 
+@of_tensor
 def cos(a: Tensor) -> Tensor:
     """The cosine."""
     x, xp = floats(a), of(a.data).xp
     return op(xp.cos(x), (a, lambda g: -g * xp.sin(x)))
 
 
+@of_tensor
 def tanh(a: Tensor) -> Tensor:
     """Hyperbolic tangent."""
     y = of(a.data).xp.tanh(floats(a))
     return op(y, (a, lambda g: g * (1 - y * y)))
 
 
+@of_tensor
 def sigmoid(a: Tensor) -> Tensor:
     """1 / (1 + e ** -a), without overflow on either side."""
     y = of(a.data).sigmoid(a.data)
@@ -225,6 +239,7 @@ def minimum(a: Any, b: Any) -> Tensor:
     return op(xp.minimum(x, y), (a, lambda g: share(g, x, y)), (b, lambda g: share(g, y, x)))
 
 
+@of_tensor
 def clip(a: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """`a`, but no smaller than `min` and no larger than `max`, which are constants; on them the gradient passes.
 
@@ -245,6 +260,7 @@ def clip(a: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return op(xp.clip(x, low, high), (a, clip_rule))
 
 
+@of_tensor
 def astype(a: Tensor, dtype: Any) -> Tensor:
     """The same numbers in another dtype; the gradient comes back in this one's."""
     before = a.data.dtype

@@ -27,6 +27,8 @@ def matmul(a: Any, b: Any) -> Tensor:
     if x.ndim == 1 or y.ndim == 1:
         product = matmul(expand_dims(a, 0) if x.ndim == 1 else a, expand_dims(b, 1) if y.ndim == 1 else b)
         return squeeze(product, (-2,) * (x.ndim == 1) + (-1,) * (y.ndim == 1))
+    if any(m != n and 1 not in (m, n) for m, n in zip(x.shape[-3::-1], y.shape[-3::-1], strict=False)):
+        raise ValueError(f"matmul {x.shape} @ {y.shape}: the leading axes differ, and none of a pair is 1")
     be = of(x)
     return op(
         be.matmul(x, y),
@@ -43,6 +45,8 @@ def einsum(subscripts: str, a: Any, b: Any) -> Tensor:
     ValueError
         If there are not two inputs in `subscripts`, or one has a letter twice (a diagonal).
     """
+    if not isinstance(subscripts, str):
+        raise TypeError("einsum takes its letters first, as in einsum('ij,jk->ik', a, b)")
     a, b = pair(a, b)
     inputs, arrow, out = subscripts.replace(" ", "").partition("->")
     if inputs.count(",") != 1:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tinyllm.backend.table import of
 from tinyllm.ops.arithmetic import floats
+from tinyllm.ops.checks import of_tensor
+from tinyllm.ops.shapes import axis_of
 from tinyllm.tensor import Tensor, op
 
 
@@ -14,7 +16,7 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The reduced axes, counted from the front; all of them for None."""
     if axis is None:
         return tuple(range(ndim))
-    return tuple(i % ndim for i in (axis if isinstance(axis, tuple) else (axis,)))
+    return tuple(axis_of(i, ndim) for i in (axis if isinstance(axis, tuple) else (axis,)))
 
 
 def _count(shape: tuple[int, ...], axis: Any) -> int:
@@ -30,12 +32,14 @@ def _spread(g: Any, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Any:
     return xp.broadcast_to(g, shape)
 
 
+@of_tensor
 def sum(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (all axes by default)."""
     shape = a.shape
     return op(a.data.sum(axis=axis, keepdims=keepdims), (a, lambda g: _spread(g, shape, axis, keepdims)))
 
 
+@of_tensor
 def mean(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (all axes by default)."""
     y = floats(a).mean(axis=axis, keepdims=keepdims)
@@ -43,6 +47,7 @@ def mean(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     return op(y, (a, lambda g: _spread(g / n, shape, axis, keepdims)))
 
 
+@of_tensor
 def var(a: Tensor, axis: Any = None, correction: float = 1, keepdims: bool = False) -> Tensor:
     """The variance: squared distances from the mean, added up and divided by n - correction.
 
@@ -53,6 +58,7 @@ def var(a: Tensor, axis: Any = None, correction: float = 1, keepdims: bool = Fal
     return op(y, (a, lambda g: _spread(g * (2 / n), x.shape, axis, keepdims) * (x - x.mean(axis, keepdims=True))))
 
 
+@of_tensor
 def std(a: Tensor, axis: Any = None, correction: float = 1, keepdims: bool = False) -> Tensor:
     """The standard deviation, the root of `var`; where all numbers are alike its gradient is 0, as in PyTorch."""
     x, n = floats(a), _freedom(a, axis, correction)
@@ -72,6 +78,7 @@ def _freedom(a: Tensor, axis: Any, correction: float) -> float:
     return n
 
 
+@of_tensor
 def prod(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The product over `axis` (all axes by default)."""
     x, axes, xp = a.data, _axes(axis, a.ndim), of(a.data).xp
@@ -90,6 +97,7 @@ def prod(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     return op(x.prod(axis=axis, keepdims=keepdims), (a, prod_rule))
 
 
+@of_tensor
 def max(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The largest element over `axis`; where several tie, they share the gradient evenly."""
     x = a.data
@@ -97,6 +105,7 @@ def max(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     return op(y, (a, lambda g: _to_hits(g, x, y, axis, keepdims)))
 
 
+@of_tensor
 def min(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The smallest element over `axis`; where several tie, they share the gradient evenly."""
     x = a.data
@@ -112,6 +121,7 @@ def _to_hits(g: Any, x: Any, y: Any, axis: Any, keepdims: bool) -> Any:
     return xp.where(hit, share, 0)
 
 
+@of_tensor
 def cumsum(a: Tensor, axis: int | None = None) -> Tensor:
     """At each place the sum of what stands up to there, along `axis`; of all numbers in a row without one."""
     shape, xp, along = a.shape, of(a.data).xp, 0 if axis is None else axis

@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tinyllm.backend import random
 from tinyllm.backend.device import read
+from tinyllm.backend.names import in_our_words, is_real, is_whole, kind_of
 from tinyllm.data.batches import Batch, Loader
 from tinyllm.models import DecoderModel
+from tinyllm.nn import require_model
 from tinyllm.optim import SCHEDULES, AdamW, lr_factor, parameter_groups, scale_grads, squared_norms
 from tinyllm.tensor import Parameter, no_grad
 from tinyllm.train.loss_scale import LossScale
 
 
+@in_our_words()
 @dataclass
 class TrainConfig:
     """How to train. Everything but `eval_every`, `eval_batches` and `save_every` must be the same when resuming.
@@ -44,15 +47,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {"steps": 1, "grad_accum": 1, "warmup": 0, "eval_every": 0, "eval_batches": 0, "save_every": 0}
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
+            if not is_whole(getattr(self, name)) or getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest} and a whole number, not {getattr(self, name)!r}")
         for name in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
-        if not 0 < self.loraplus_ratio < math.inf:
-            raise ValueError(f"loraplus_ratio must be finite and above 0, not {self.loraplus_ratio}")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be above 0, not {self.max_grad_norm}; inf clips nothing")
+            if not is_real(getattr(self, name)) or not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)!r}")
+        if not is_real(self.loraplus_ratio) or not 0 < self.loraplus_ratio < math.inf:
+            raise ValueError(f"loraplus_ratio must be finite and above 0, not {self.loraplus_ratio!r}")
+        if not is_real(self.max_grad_norm) or not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be above 0, not {self.max_grad_norm!r}; inf clips nothing")
+        random.Generator(self.seed)  # refuses a seed out of range
         lr_factor(self.schedule, 0, self.steps, self.warmup)  # refuses a schedule that does not exist
 
 
@@ -103,8 +107,12 @@ def fit(
     ValueError
         If there is nothing to train, or the data has a token that the model does not have.
     """
+    require_model(model)
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"training takes a TrainConfig, not {kind_of(config)}: of a dict, TrainConfig(**settings)")
     for data in (loader, held_out):
         if data is not None:
+            require_loader(data)
             data.refuse_beyond(model.config.vocab_size)
     run = run or Observer()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -131,6 +139,14 @@ def fit(
     optimizer.zero_grad()
     if held_out is not None:
         run.evaluated(config.steps, evaluate(model, held_out, most))
+
+
+def require_loader(data: Any) -> None:
+    """TypeError for what gives no batches by number: a list of batches, a dataset, a path."""
+    if not isinstance(data, Loader):
+        raise TypeError(
+            f"training and evaluation take a Loader, not {kind_of(data)}: Loader(examples, batch_size, max_seq_len)"
+        )
 
 
 def accumulate(
@@ -178,6 +194,9 @@ def update(optimizer: AdamW, trained: list[Parameter], norm: float, max_grad_nor
 
 def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None) -> float:
     """The mean loss a token over a held-out set, in evaluation mode."""
+    require_loader(loader)
+    if max_batches is not None and (not is_whole(max_batches) or max_batches < 1):
+        raise ValueError(f"max_batches must be at least 1 and a whole number, not {max_batches!r}")
     training, total, live = model.training, 0.0, 0
     model.eval()
     with no_grad():

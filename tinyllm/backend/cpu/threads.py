@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from tinyllm.backend.cpu.blas import BLAS
+from tinyllm.backend.names import is_whole
 
 _jobs: SimpleQueue = SimpleQueue()
 _here = threading.local()  # .busy: this thread is at a piece
@@ -48,8 +49,8 @@ def set_num_threads(n: int) -> None:
         If `n` is not a whole number above 0.
     """
     global _threads
-    if n != int(n) or n < 1:
-        raise ValueError(f"the number of threads must be a whole number above 0, not {n}")
+    if not is_whole(n) or n < 1:
+        raise ValueError(f"the number of threads must be a whole number above 0, not {n!r}")
     _threads = int(n)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
-from numpy.lib.stride_tricks import as_strided
 
 from tinyllm.backend.ghost import meter
-from tinyllm.backend.ghost.shapes import is_basic, picked, product, result_dtype, without_copy
+from tinyllm.backend.ghost.shapes import broadcast, is_basic, outlined, picked, product, result_dtype, without_copy
 
 
 class Ghost(NDArrayOperatorsMixin):
@@ -35,10 +34,7 @@ class Ghost(NDArrayOperatorsMixin):
 
     def __init__(self, shape: Any, dtype: Any = np.float32):
         shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-        dtype = np.dtype(dtype)
-        steps = [dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        # NumPy itself keeps the outline and makes views of it; one element lies behind it, and nobody ever looks.
-        self._become(as_strided(np.zeros((), dtype), shape, steps, writeable=False), None)
+        self._become(outlined(shape, np.dtype(dtype)), None)
 
     def _become(self, outline: np.ndarray, base: Ghost | None) -> Ghost:
         self._outline, self.base = outline, base
@@ -108,7 +104,7 @@ class Ghost(NDArrayOperatorsMixin):
             shape = tuple(self.size // rest if n == -1 else n for n in shape)
         if math.prod(shape) != self.size:
             raise ValueError(f"cannot reshape {self.shape} to {shape}")
-        outline = without_copy(self._outline, shape)
+        outline = without_copy(self.shape, self.strides, self.dtype, shape)
         return self._view(outline) if outline is not None else Ghost(shape, self.dtype)
 
     def __getitem__(self, index: Any) -> Ghost:
@@ -118,7 +114,7 @@ class Ghost(NDArrayOperatorsMixin):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         shape = self._outline[index].shape if is_basic(index) else picked(self.shape, index)
-        if np.broadcast_shapes(shape, np.shape(value) if not isinstance(value, Ghost) else value.shape) != shape:
+        if broadcast(shape, np.shape(value) if not isinstance(value, Ghost) else value.shape) != shape:
             raise ValueError(f"a value of shape {value.shape} does not fit into {shape}")
 
     # Copies ------------------------------------------------------------------------------------------------------
@@ -156,9 +152,9 @@ class Ghost(NDArrayOperatorsMixin):
         if method != "__call__":
             return NotImplemented
         shapes = [getattr(x, "shape", ()) for x in inputs]
-        shape = product(*shapes) if ufunc is np.matmul else np.broadcast_shapes(*shapes)
+        shape = product(*shapes) if ufunc is np.matmul else broadcast(*shapes)
         if out is not None:
-            if np.broadcast_shapes(out[0].shape, shape) != out[0].shape:
+            if broadcast(out[0].shape, shape) != out[0].shape:
                 raise ValueError(f"a result of shape {shape} does not fit into out, {out[0].shape}")
             return out[0]
         kinds = tuple(getattr(x, "dtype", type(x)) for x in inputs)
@@ -195,7 +191,7 @@ def _einsum(subscripts: str, *operands: Any) -> Ghost:
         letters = letters.removeprefix("...")
         lead.append(x.shape[: x.ndim - len(letters)])
         sizes |= dict(zip(letters, x.shape[x.ndim - len(letters) :], strict=True))
-    front = np.broadcast_shapes(*lead) if "..." in output else ()
+    front = broadcast(*lead) if "..." in output else ()
     return Ghost(
         (*front, *[sizes[c] for c in output.removeprefix("...")]), np.result_type(*[x.dtype for x in operands])
     )
@@ -209,7 +205,7 @@ def _concatenate(arrays: Any, axis: int = 0) -> Ghost:
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
-    shape = np.broadcast_shapes(*[getattr(x, "shape", ()) for x in (condition, a, b)])
+    shape = broadcast(*[getattr(x, "shape", ()) for x in (condition, a, b)])
     return Ghost(shape, result_dtype(np.add, tuple(getattr(x, "dtype", type(x)) for x in (a, b))))
 
 

@@ -48,6 +48,10 @@ class GhostBackend(CPU):
 
     at_a_piece = False
 
+    def in_turn(self, pieces: Sequence[Any]) -> Sequence[Any]:
+        """The first piece, and as many as decide the peak: it comes at one of the last two, beside the one before."""
+        return [*pieces[:1], *pieces[1:][-3:]]
+
     def share(self, work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
         """Work at the first and the last piece, and count for each thread what the first needs for a while.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+
+broadcast = cache(np.broadcast_shapes)
+PLAIN = (slice, int, np.integer, type(None), type(Ellipsis))  # what basic indexing takes
 
 
 @cache
@@ -14,6 +18,14 @@ def result_dtype(ufunc: np.ufunc, kinds: tuple) -> np.dtype:
     return ufunc.resolve_dtypes((*kinds, *[None] * ufunc.nout))[-1]
 
 
+@cache  # the same shapes come again in every layer
+def outlined(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of this shape over one element, in memory as a whole one would be: NumPy's own views of it are true."""
+    steps = [dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    return as_strided(np.zeros((), dtype), shape, steps, writeable=False)
+
+
+@cache
 def product(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a matrix product."""
     a2, b2 = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
@@ -21,13 +33,12 @@ def product(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"shapes {a} and {b} do not multiply")
     rows = () if len(a) == 1 else (a2[-2],)
     columns = () if len(b) == 1 else (b2[-1],)
-    return (*np.broadcast_shapes(a2[:-2], b2[:-2]), *rows, *columns)
+    return (*broadcast(a2[:-2], b2[:-2]), *rows, *columns)
 
 
 def is_basic(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
-    plain = int | np.integer | slice | type(None) | type(Ellipsis)
-    return all(isinstance(part, plain) and not isinstance(part, bool) for part in parts)
+    return all(isinstance(part, PLAIN) and not isinstance(part, bool) for part in parts)
 
 
 def picked(shape: tuple[int, ...], index: Any) -> tuple[int, ...]:
@@ -35,14 +46,21 @@ def picked(shape: tuple[int, ...], index: Any) -> tuple[int, ...]:
     parts = index if isinstance(index, tuple) else (index,)
     if not all(hasattr(part, "dtype") and part.dtype.kind in "iu" for part in parts):
         raise NotImplementedError(f"ghosts are picked from by arrays of integers alone, not by {index!r}")
-    return (*np.broadcast_shapes(*[part.shape for part in parts]), *shape[len(parts) :])
+    return (*broadcast(*[part.shape for part in parts]), *shape[len(parts) :])
 
 
-def without_copy(outline: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The outline in another shape if that is a view. (``reshape(copy=False)`` would say so, from NumPy 2.1 on.)"""
-    if not outline.size:
-        return as_strided(outline, shape, [0] * len(shape), writeable=False)
-    old = [(n, s) for n, s in zip(outline.shape, outline.strides, strict=True) if n != 1]
+@cache
+def without_copy(
+    before: tuple[int, ...], steps: tuple[int, ...], dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """An outline in another shape if that is a view. (``reshape(copy=False)`` would say so, from NumPy 2.1 on.)
+
+    `before` and `steps` are the shape and the strides so far.
+    """
+    element = np.zeros((), dtype)
+    if not math.prod(before):
+        return as_strided(element, shape, [0] * len(shape), writeable=False)
+    old = [(n, s) for n, s in zip(before, steps, strict=True) if n != 1]
     strides: list[int] = []
     i = 0
     for n in shape:
@@ -69,4 +87,4 @@ def without_copy(outline: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | No
         old[i] = (rest, old[i][1])
         if rest == 1:
             i += 1
-    return as_strided(outline, shape, strides, writeable=False)
+    return as_strided(element, shape, strides, writeable=False)

@@ -15,20 +15,20 @@ from tinyllm.backend import random
 from tinyllm.backend.table import of
 from tinyllm.formats import json_file, safetensors_file
 from tinyllm.formats.atomic import make_folder, write_text
-from tinyllm.formats.state import unpack
+from tinyllm.formats.state import refuse_non_finite, unpack
 from tinyllm.frozen.half import HalfWeight
 from tinyllm.lora.adapted import adapted_layers, adapted_modules, adapter_configs, lora_layers, saved_modules
 from tinyllm.lora.biases import has_bias, other_biases
 from tinyllm.lora.config import LoRAConfig, by_pattern
 from tinyllm.lora.layer import Adapter
 from tinyllm.lora.peft.config import DEFAULT_TARGETS, refuse, targets_of, write_fields
+from tinyllm.lora.peft.elsewhere import CONFIG, WEIGHTS, no_adapter, refuse_another_base
 from tinyllm.lora.peft.keys import PREFIX, Names, Place, refuse_misfits, tidied, wanted_keys
 from tinyllm.lora.targets import is_head, linear_names, resolve_targets
 from tinyllm.lora.verbs import add_adapter, set_adapter
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "tinyllm.base"  # in the metadata of WEIGHTS: PEFT reads every field of CONFIG and knows none of ours
 
 
@@ -50,14 +50,16 @@ def save_adapter(
     adapter_name : str, optional
         By default the active one.
     base_model_name_or_path : str, optional
-        Noted for PEFT's users; the base itself is not written.
+        Where PEFT finds the base, which is not written itself. By default the folder or the hub's name that the model
+        was read from.
     dtype : {"float16", "bfloat16"}, optional
         Round what is written, to half the size. By default nothing is rounded.
 
     Raises
     ------
     RuntimeError, ValueError
-        If there are no adapters, none of that name, several are active and none is named, or a value overflows `dtype`.
+        If there are no adapters, none of that name, several are active and none is named, a value overflows `dtype`, or
+        one is NaN or infinite, naming the layer.
     OSError
         If it cannot be written.
     """
@@ -71,7 +73,9 @@ def save_adapter(
     config, names = configs[adapter_name], Names(model)
     layers = [path for path, layer in lora_layers(model) if adapter_name in layer.lora_A]
     arrays: dict[str, Any] = {}
-    for (path, part), parameter in parts_of(model, adapter_name).items():
+    parts = parts_of(model, adapter_name)
+    refuse_non_finite({f"{path}.{part}": parameter for (path, part), parameter in parts.items()})
+    for (path, part), parameter in parts.items():
         key = names.key(path, part, path in layers)
         array = names.turned(path, part, parameter.data)
         arrays[key] = array if dtype is None else HalfWeight.quantize(array, dtype, key).parts(key)[key]
@@ -82,7 +86,7 @@ def save_adapter(
         {names.module(path): float(by_pattern(config.alpha_pattern, path, config.alpha)) for path in layers},
         [names.module(path) for path in linear_names(model)],
         [names.module(path) for path in saved],
-        base_model_name_or_path or getattr(model, "name_or_path", None),
+        base_model_name_or_path or getattr(getattr(model, "origin", None), "name", "") or None,
         any(names.transposed(path, "weight") for path in layers),
     )
     folder = make_folder(folder)
@@ -119,10 +123,6 @@ def load_adapter(model: Module, folder: Any, adapter_name: str = "default", trai
         model is unchanged then.
     """
     folder = _folder(Path(folder), adapter_name)
-    if not (folder / WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
-        raise ValueError(
-            f"{folder} has only a pickled adapter, which could run code when opened; convert it to safetensors"
-        )
     fields = json_file.read(folder / CONFIG)
     refuse(fields, folder / CONFIG)
     arrays = unpack(*safetensors_file.read(folder / WEIGHTS), where=str(folder / WEIGHTS))
@@ -150,13 +150,12 @@ def parts_of(model: Module, adapter_name: str) -> dict[Place, Parameter]:
 
 
 def _folder(folder: Path, adapter_name: str) -> Path:
-    if (folder / CONFIG).is_file():
-        return folder
-    if (folder / adapter_name / CONFIG).is_file():
-        return folder / adapter_name
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-    hint = f", but in its sub-folders {', '.join(inside)}; name one of them" if inside else ""
-    raise FileNotFoundError(f"there is no {CONFIG} in {folder}{hint}")
+    for place in (folder, folder / adapter_name):
+        if (place / CONFIG).is_file():
+            if not (place / WEIGHTS).is_file():
+                raise no_adapter(place, WEIGHTS)
+            return place
+    raise no_adapter(folder, CONFIG)
 
 
 def trained_over(folder: Any) -> dict[str, Any]:
@@ -239,6 +238,7 @@ def _fit(
     where = folder / WEIGHTS
     arrays = tidied(model, arrays, paths, where)
     wanted = wanted_keys(model, names, config, ranks, saved)
+    refuse_another_base(model, names, wanted, arrays, where, fields.get("base_model_name_or_path"))
     guessed = None if fields.get("target_modules") else DEFAULT_TARGETS.get(names.kind or "")
     refuse_misfits(wanted, arrays, where, guessed)
     return config, {(path, part): names.turned(path, part, arrays[key]) for key, ((path, part), _) in wanted.items()}
@@ -255,7 +255,9 @@ def _targets(
         modules = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in arrays if ".lora_" in key}
         targets = [path for path in paths if path in modules]
     if not targets:
-        raise ValueError(f"the target_modules in {folder / CONFIG} match no layer of this model")
+        base = fields.get("base_model_name_or_path")
+        belongs = f"; the adapter belongs to {base}" if base else ""
+        raise ValueError(f"the target_modules in {folder / CONFIG} match no layer of this model{belongs}")
     return {target: paths[target] for target in targets}
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.formats import safetensors_file
 from tinyllm.formats.atomic import make_folder, temporary_in, write_text
-from tinyllm.formats.state import pack
+from tinyllm.formats.state import pack, refuse_non_finite
 from tinyllm.frozen import Weight, stored
+from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.folder import INDEX, SINGLE
+from tinyllm.models.checkpoints.origin import GENERATION, TEMPLATES, Origin, copy_tokenizer, has_tokenizer
 from tinyllm.models.families.family import FAMILIES, Family, family_of
 from tinyllm.nn import Linear
 
@@ -33,14 +37,16 @@ def save_pretrained(model: DecoderModel, folder: Any, max_shard_size: float = 5e
     model : DecoderModel
         Without adapters: merge them for good first, or write them with `tinyllm.save_adapter`.
     folder : str or Path
-        Made if it does not exist. A tokenizer's files and whatever else is there stay.
+        Made if it does not exist. What came with a model that was read goes there, too: the special tokens' ids,
+        generation_config.json and, if the folder has none yet, the tokenizer's files and its chat template (of a GGUF
+        file the template alone: `tinyllm.Tokenizer.load(file).save(folder)` writes the rest). What else is there stays.
     max_shard_size : float
         Bytes. A model that is larger is written as several files, each as large as this at most, or holding one weight.
 
     Raises
     ------
     ValueError
-        If the model has adapters, or is of no family.
+        If the model has adapters, is of no family, or holds NaN or infinity, naming the layer.
     OSError
         If it cannot be written; what was there before is as it was.
 
@@ -67,11 +73,15 @@ def save_pretrained(model: DecoderModel, folder: Any, max_shard_size: float = 5e
             "use tinyllm.save(model.state_dict(), path)"
         )
     fields = _fields(model, family, state)
+    refuse_non_finite(state)
     folder = make_folder(folder)
     with temporary_in(folder) as stage:
         _write_weights(state, family, stage, max_shard_size)
         write_text(stage / "config.json", json.dumps(fields, indent=2) + "\n")
+        if model.origin:
+            _write_beside(model.origin, folder, stage)
         _exchange(stage, folder)
+        model.origin = replace(model.origin or Origin(), name=hub.name_of(folder))  # what an adapter's base is now
 
 
 def _fields(model: DecoderModel, family: Family, state: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +101,30 @@ def _fields(model: DecoderModel, family: Family, state: dict[str, Any]) -> dict[
         }  # fmt: skip
         if floats:  # merged ones, say; without this list transformers leaves the head alone, with it no other
             fields["quantization_config"]["llm_int8_skip_modules"] = ["lm_head", *map(family.hf_name, floats)]
-    return fields
+    return _beside(model, family, fields)
+
+
+def _beside(model: DecoderModel, family: Family, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with those that came with the model: of another family only the special ids are true of it."""
+    if not model.origin:
+        return fields
+    kept = model.origin.fields if model.origin.model_type == family.model_type else model.origin.ids()
+    # What both say is about dropout, which the family's reader passes over.
+    return {**fields, **{name: v for name, v in kept.items() if name not in fields or not model.config.dropout}}
+
+
+def _write_beside(origin: Origin, folder: Path, stage: Path) -> None:
+    """generation_config.json, and a tokenizer's files where the folder has none."""
+    if generation := origin.generating():
+        write_text(stage / GENERATION, json.dumps(generation, indent=2) + "\n")
+    if has_tokenizer(folder):
+        return
+    if origin.folder and has_tokenizer(origin.folder):
+        copy_tokenizer(origin.folder, stage)
+        if (folder / TEMPLATES).exists():
+            shutil.rmtree(stage / TEMPLATES, ignore_errors=True)
+    elif origin.template and not (folder / "chat_template.jinja").exists():
+        write_text(stage / "chat_template.jinja", origin.template)
 
 
 def _write_weights(state: dict[str, Any], family: Family, stage: Path, limit: float) -> None:

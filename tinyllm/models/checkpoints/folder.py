@@ -14,11 +14,13 @@ import numpy as np
 from tinyllm.backend.half import BFLOAT16
 from tinyllm.backend.names import few, nearest
 from tinyllm.formats import gguf_file, json_file, safetensors_file
+from tinyllm.formats.foreign import other_weights, pickles, refuse_pointer
 from tinyllm.formats.state import NF4_PARTS, QUANT_STATE, unpack
 from tinyllm.frozen import HalfWeight, Weight, stored
 from tinyllm.models.build import fill, skeleton, storages
 from tinyllm.models.checkpoints import hub
 from tinyllm.models.checkpoints.gguf import load_gguf, read_config
+from tinyllm.models.checkpoints.origin import of_folder
 from tinyllm.models.config import DecoderConfig
 from tinyllm.models.families.family import FAMILIES
 
@@ -97,6 +99,8 @@ class ModelFolder:
     family : Family
     config : dict
         The keyword arguments of `DecoderModel`.
+    origin : Origin
+        What came beside the weights.
 
     Raises
     ------
@@ -107,17 +111,14 @@ class ModelFolder:
     def __init__(self, path: Path):
         self.path = path
         if not (path / "config.json").is_file():
-            adapter = (path / "adapter_config.json").is_file()
-            hint = ", but an adapter: name its model, and the adapter with --adapter" if adapter else ""
-            raise FileNotFoundError(
-                f"there is no model in {path} (no config.json){hint}; give a folder as Hugging Face has it"
-            )
+            raise _no_model(path)
         fields = json_file.read(path / "config.json")
         kind = fields.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ValueError(f"the model in {path} is of type {kind!r}; understood are {', '.join(FAMILIES)}")
         self.family = FAMILIES[kind]
         self.config = self.family.read(fields)
+        self.origin = of_folder(path, kind, self.family.inert_fields(fields))
         self._files = _files(path)
         self._keys: dict[str, str] = {}
         _refuse_other_quantisation(fields.get("quantization_config"), self._files)
@@ -132,6 +133,7 @@ class ModelFolder:
         """
         self._refuse_sizes_beyond(DecoderConfig(**self.config))
         model = skeleton(cls, self.config, storage, dtype)
+        model.origin = self.origin
         self._keys = self._match([name for name, _ in model.named_weights()])
         self._refuse_another_head()
         return model
@@ -206,6 +208,26 @@ class ModelFolder:
                 )
 
 
+def _no_model(path: Path) -> Exception:
+    """The error for a place without config.json: what stands there instead, and what to do."""
+    if path.is_file():
+        refuse_pointer(path)
+        kind = other_weights(path)
+        return ValueError(
+            f"{path} is {kind or 'a file'}; give the model's folder as Hugging Face has it, with its config.json"
+        )
+    hint = ""
+    if (path / "adapter_config.json").is_file():
+        hint = ", but an adapter: name its model, and the adapter with --adapter"
+    elif (path / "tokenizer.json").is_file():
+        hint = ", but a tokenizer alone"
+    elif path.is_dir() and (pickled := pickles(path)):
+        hint = f", but a pickle ({few(pickled)}), which is not opened, since it could run code"
+    return FileNotFoundError(
+        f"there is no model in {path} (no config.json){hint}; give a folder as Hugging Face has it"
+    )
+
+
 def _is_finite(weight: Any) -> bool:
     """Whether these bfloat16 weights are numbers: exponents of nothing but ones are infinities or none."""
     return not ((weight.bits & 0x7F80) == 0x7F80).any()
@@ -221,9 +243,11 @@ def _files(folder: Path) -> dict[str, Path]:
     if single.is_file():  # transformers looks for it first, too
         return dict.fromkeys(safetensors_file.read_header(single), single)
     if not index.is_file():
-        if list(folder.glob("pytorch_model*.bin")):
+        if pickled := pickles(folder):
             raise ValueError(
-                f"{folder} has only pickled weights, which could run code when opened; convert them to safetensors"
+                f"{folder} has only pickled weights ({few(pickled)}), which could run code when opened; convert them "
+                "to safetensors, in Python with transformers.AutoModelForCausalLM.from_pretrained(folder)"
+                ".save_pretrained(other)"
             )
         raise FileNotFoundError(f"there is neither {single.name} nor {index.name} in {folder}")
     named = json_file.read(index).get("weight_map")

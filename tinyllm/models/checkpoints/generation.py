@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tinyllm.formats import json_file
+from tinyllm.formats import gguf_file, json_file
+from tinyllm.models.checkpoints.origin import GENERATION, of_gguf
 
 # What generation_config.json may ask for and is not done here, and the value that asks for nothing.
 ELSEWHERE = {
@@ -18,17 +19,18 @@ ELSEWHERE = {
 
 
 def recommended(folder: Any) -> tuple[dict[str, Any], list[str]]:
-    """How a model's makers would have it write: its ``generation_config.json``.
+    """How a model's makers would have it write: its ``generation_config.json``, else the ends that other files name.
 
     Parameters
     ----------
     folder : str or Path
+        Or a GGUF file.
 
     Returns
     -------
     settings : dict
-        Arguments of `stream`: ``stop``, and if it samples ``temperature``, ``top_k`` and ``top_p``. Without the file
-        empty.
+        Arguments of `stream`: ``stop``, and if it samples ``temperature``, ``top_k`` and ``top_p``. Without any file
+        that says so empty.
     ignored : list of str
         What it asks for besides, as ``name=value``: it is not done here.
 
@@ -37,10 +39,12 @@ def recommended(folder: Any) -> tuple[dict[str, Any], list[str]]:
     ValueError
         If the file is damaged, or a value is none that `stream` takes.
     """
-    path = Path(folder) / "generation_config.json"
-    if not path.is_file():
+    path = Path(folder) / GENERATION
+    there = path.is_file()
+    given = json_file.read(path) if there else _ends(Path(folder))
+    asked = {name: value for name, value in given.items() if value is not None}
+    if not there and not asked:
         return {}, []
-    asked = {name: value for name, value in json_file.read(path).items() if value is not None}
     stop = asked.get("eos_token_id", [])
     settings: dict[str, Any] = {"stop": tuple(stop) if isinstance(stop, list) else (stop,)}
     if asked.get("do_sample", False):
@@ -53,7 +57,17 @@ def recommended(folder: Any) -> tuple[dict[str, Any], list[str]]:
     if any(type(value) is not int or value < 0 for value in whole) or any(
         type(value) not in (int, float) or not 0 < value < math.inf for value in numbers
     ):
-        raise ValueError(f"{path} has settings that are none: {settings}; correct it, or take it away")
+        raise ValueError(
+            f"{path if there else folder} has settings that are none: {settings}; correct it, or take it away"
+        )
     return settings, [
         f"{name}={asked[name]}" for name, nothing in ELSEWHERE.items() if asked.get(name, nothing) != nothing
     ]
+
+
+def _ends(path: Path) -> dict[str, Any]:
+    """The ids that end a text, as a folder's config.json or a GGUF file has them."""
+    if path.is_file() and path.suffix == ".gguf":
+        return {"eos_token_id": of_gguf(path, "", gguf_file.read_header(path).metadata).generating()["eos_token_id"]}
+    config = path / "config.json"
+    return {"eos_token_id": json_file.read(config).get("eos_token_id") if config.is_file() else None}

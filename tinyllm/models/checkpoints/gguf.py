@@ -16,6 +16,7 @@ from tinyllm.formats import gguf_file
 from tinyllm.formats.fields import Fields
 from tinyllm.formats.gguf_file import Entry, Header
 from tinyllm.models.build import fill, skeleton
+from tinyllm.models.checkpoints.origin import of_gguf
 from tinyllm.models.config import DecoderConfig, RopeScaling
 from tinyllm.models.families.family import FAMILIES
 from tinyllm.models.positions import rope_frequencies
@@ -65,6 +66,7 @@ def load_gguf(cls: type[DecoderModel], path: Any, storage: str | None = None, dt
     header = gguf_file.read_header(path)
     config = read_config(path, header)
     model = skeleton(cls, config, storage or "float32", dtype)
+    model.origin = of_gguf(path, config["model_type"], header.metadata)
     names = {name: gguf_name(name) for name, _ in model.named_weights()}
     _refuse_misfits(path, header, model, names)
     heads = {"q_proj": model.config.num_heads, "k_proj": model.config.num_kv_heads}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tinyllm.backend.names import kind_of
+from tinyllm.models.checkpoints import named
 
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 WANTED = ["*.safetensors", "*.json", "*.jinja"]  # never a pickle
@@ -27,7 +31,9 @@ def find(name: Any) -> Path:
     Parameters
     ----------
     name : str or Path
-        A folder, a file, or ``owner/name`` as on the hub. What looks like both is a path if its parent folder exists.
+        A folder, a file, ``base`` or the name of a fetched model (`named.find`), or ``owner/name`` as on the hub. What
+        looks like both is a path if its parent folder exists. A folder with a GGUF file and no model beside it means
+        that file.
 
     Returns
     -------
@@ -42,9 +48,11 @@ def find(name: Any) -> Path:
     ImportError
         If huggingface_hub is not installed.
     """
-    path = Path(name)
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"a model is a folder, a GGUF file or a name on the hub, not {kind_of(name)}")
+    path = Path(named.find(name))
     if path.exists() or path.suffix == ".gguf" or path.parent.is_dir() and path.parent != Path("."):
-        return path
+        return local(path)
     if not re.fullmatch(REPOSITORY, str(name)):
         return path
     try:
@@ -56,6 +64,31 @@ def find(name: Any) -> Path:
         ) from None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no folder {name}, and {error}") from error
+
+
+def name_of(path: Path) -> str:
+    """What transformers and PEFT open to get what stands at a path: its name on the hub, or an absolute folder.
+
+    Of a GGUF file it is its folder, which they read with ``gguf_file=``, if no other such file makes that ambiguous.
+    """
+    path = path.absolute()
+    cached = re.fullmatch(r".*[/\\]models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\][^/\\]+", str(path))
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    return str(path.parent if path == _only_gguf(path.parent) else path)
+
+
+def local(path: Path) -> Path:
+    """The path itself, or the GGUF file that a folder holds in the place of a model in another form."""
+    return _only_gguf(path) or path
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The one GGUF file of a folder that is no model in another form."""
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    files = list(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
 
 
 def snapshot(name: str, folder: Any = None, more: Sequence[str] = ()) -> Path:

@@ -22,6 +22,12 @@ INERT = {
     "unsloth_fixed", "_attn_implementation_autoset", "attention_dropout", "task_specific_params", "output_past",
 }  # fmt: skip
 
+# These are about the files that a model was read from, and nothing about the next ones.
+OF_THE_FILE = {
+    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "n_ctx",
+    "quantization_config", "transformers.js_config", "_attn_implementation_autoset",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Family:
@@ -63,6 +69,12 @@ class Family:
         config = self.read_fields(taken)
         taken.finish({*INERT, *self.inert})
         return {**config, "model_type": self.model_type}
+
+    def inert_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a ``config.json`` that `read` passes over and that stay true of the model when it changes."""
+        taken = Fields(fields)
+        self.read_fields(taken)
+        return {name: value for name, value in taken.rest.items() if name not in OF_THE_FILE}
 
     def write(self, config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
         """The fields of ``config.json``."""

@@ -1,0 +1,47 @@
+"""What operations ask of what they are given: tensors, with dtypes and shapes that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from tinyllm.backend.names import in_our_words
+from tinyllm.tensor import Tensor, require_tensors
+
+F = TypeVar("F", bound=Callable)
+
+
+def of_tensor(function: F) -> F:
+    """An operation on one tensor, which says so when it is given an array or another library's ``dim``."""
+    named = in_our_words()(function)
+
+    @wraps(function)
+    def checked(a: Any, *args: Any, **given: Any) -> Tensor:
+        require_tensors(function.__name__, a)
+        return named(a, *args, **given) if given else function(a, *args)
+
+    return cast(F, checked)
+
+
+def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
+    """Tensors beside x have its dtype, as in arithmetic; only float32 may stand beside half precision.
+
+    Raises
+    ------
+    TypeError
+        If they have not, or x is no tensor.
+    """
+    require_tensors(operation, x, *[y for y in others if y is not None and not hasattr(y, "storage")])
+    for other in others:
+        mixed = isinstance(other, Tensor) and other.dtype != x.dtype
+        if mixed and not (x.dtype.itemsize == 2 and other.dtype == np.float32):
+            raise TypeError(f"{operation}: the tensors are {x.dtype} and {other.dtype}; convert one with .astype()")
+
+
+def check_shape(operation: str, name: str, array: Any, shape: tuple[int, ...]) -> None:
+    """ValueError unless the array has this shape: what broadcasts by accident is refused."""
+    if np.shape(array) != shape:
+        raise ValueError(f"{operation}: {name} has shape {np.shape(array)}, but {shape} is needed")
