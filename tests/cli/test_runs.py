@@ -96,7 +96,7 @@ REFUSED = [
     *(["--batch-size", bad] for bad in ("0", "-1")),
     *(["--max-seq-len", bad] for bad in ("0", "65")),
     *(["--sample-tokens", "-1"], ["--eval-batches", "-1"], ["--method", "qlora", "--block-size", "7"]),
-    *(["--prompt", "", "--sample-tokens", "4"], ["--prompt", ""]),
+    ["--prompt", "", "--sample-tokens", "4"],
     *(["--prompt", "count to ten " * 40, "--sample-tokens", "4"], ["--target-modules", "q_prj"]),
     *(["--data", "{home}/nowhere.txt"], ["--data", "{home}/empty.txt"], ["--model", "{home}/nowhere"]),
     *(["--model", "{home}/run"], ["--dtype", "float16"], ["--resume", "--rank", "4"], ["--resume", "--seed", "9"]),
