@@ -219,10 +219,10 @@ def _no_model(path: Path) -> Exception:
     hint = ""
     if (path / "adapter_config.json").is_file():
         hint = ", but an adapter: name its model, and the adapter with --adapter"
-    elif (path / "tokenizer.json").is_file():
-        hint = ", but a tokenizer alone"
     elif path.is_dir() and (pickled := pickles(path)):
         hint = f", but a pickle ({few(pickled)}), which is not opened, since it could run code"
+    elif (path / "tokenizer.json").is_file():
+        hint = ", but a tokenizer alone"
     return FileNotFoundError(
         f"there is no model in {path} (no config.json){hint}; give a folder as Hugging Face has it"
     )
