@@ -39,15 +39,13 @@ def small(kind, **changes):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_names_go_both_ways_and_never_meet(kind):
+def test_each_name_has_one_of_its_own(kind):
     model, family = small(kind), FAMILIES[kind]
     assert family_of(model.config) is family
     names = [*model.state_dict(), *(path for path, _ in model.named_modules() if path)]
     theirs = [family.hf_name(name) for name in names if name != "layers.0.mlp" or kind != "gpt2"]
     assert len(set(theirs)) == len(theirs)
-    for name in model.state_dict():
-        assert family.our_name(family.hf_name(name)) == name
-        assert "*" not in family.hf_name(name)
+    assert not any("*" in name for name in theirs)
 
 
 def test_some_names_as_they_are_published():

@@ -171,13 +171,8 @@ def _place(name: str) -> Path:
     return assets.path("base") if name == EMBEDDED else place(name)
 
 
-def load_model(name: str, device: str, dtype: str, storage: str = "float32") -> tuple[DecoderModel, Tokenizer]:
-    """The model and tokenizer of ``--model``."""
-    return load_weights(name, device, dtype, storage), Tokenizer.load(model_folder(name))
-
-
 def load_weights(name: str, device: str, dtype: str, storage: str = "float32") -> DecoderModel:
-    """The model of ``--model`` alone."""
+    """The model of ``--model``, without its tokenizer."""
     set_device(device)
     return DecoderModel.from_pretrained(model_folder(name), storage=storage, dtype=dtype)
 

@@ -39,7 +39,8 @@ def save_pretrained(model: DecoderModel, folder: Any, max_shard_size: float = 5e
     folder : str or Path
         Made if it does not exist. What came with a model that was read goes there, too: the special tokens' ids,
         generation_config.json and, if the folder has none yet, the tokenizer's files and its chat template (of a GGUF
-        file the template alone: `tinyllm.Tokenizer.load(file).save(folder)` writes the rest). What else is there stays.
+        file the template alone: `tinyllm.data.tokenizer.Tokenizer.load(file).save(folder)` writes the rest). What else
+        is there stays.
     max_shard_size : float
         Bytes. A model that is larger is written as several files, each as large as this at most, or holding one weight.
 

@@ -46,11 +46,11 @@ class Family:
 
     def hf_name(self, name: str) -> str:
         """Their name of our weight or module: ``layers.0.mlp.up_proj`` is ``transformer.h.0.mlp.c_fc`` in GPT-2."""
-        return _rename(name, self.names.items())
-
-    def our_name(self, name: str) -> str:
-        """The other way round."""
-        return _rename(name, ((theirs, ours) for ours, theirs in self.names.items()))
+        for ours, theirs in self.names.items():
+            found = re.match(re.escape(ours).replace(r"\*", r"(\d+)") + r"(?=\.|$)", name)
+            if found:
+                return theirs.replace("*", found[1] if found.groups() else "") + name[found.end() :]
+        return name
 
     def transposed(self, name: str) -> bool:
         """Whether they keep the float weight of this path of ours as (in, out). Packed 4-bit ones are never so kept."""
@@ -148,11 +148,3 @@ def family_of(config: Any) -> Family | None:
         if not family.differences(config):
             return family
     return None
-
-
-def _rename(name: str, table: Any) -> str:
-    for old, new in table:
-        found = re.match(re.escape(old).replace(r"\*", r"(\d+)") + r"(?=\.|$)", name)
-        if found:
-            return new.replace("*", found[1] if found.groups() else "") + name[found.end() :]
-    return name
