@@ -27,6 +27,7 @@ from tinyllm.cli.options import (
     megabytes,
     model_folder,
     refuse_below,
+    refuse_beyond_context,
     refuse_ignored,
     targets_of,
 )
@@ -87,10 +88,7 @@ def run(args: argparse.Namespace) -> None:
         refuse_ignored(args, args.method)
     folder = None if args.model in SHAPES else model_folder(args.model)
     config = SHAPES[args.model] if folder is None else load_config(folder)
-    if args.max_seq_len > config.max_seq_len:
-        raise ValueError(
-            f"--max-seq-len {args.max_seq_len} is beyond the model's context of {config.max_seq_len} tokens"
-        )
+    refuse_beyond_context(args.max_seq_len, config.max_seq_len)
     options: dict[str, Any] = {name: getattr(args, name) for name in ("rank", "dropout", "batch_size", "checkpointing")}
     options |= {"use_dora": args.dora, "target_modules": targets_of(args.target_modules)}
     methods = [args.method] if args.method else list(STORAGE)
