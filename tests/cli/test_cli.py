@@ -270,6 +270,9 @@ def test_inspect_shows_norms_and_dead_layers(runs, tmp_path, capsys):
     (tmp_path / "a" / "adapter_config.json").write_bytes((runs / "lora" / "adapter_config.json").read_bytes())
     out = done(capsys, ["inspect", tmp_path / "a"])
     assert "14 layers, 1 of them dead" in out and sum("dead" in line for line in out.splitlines()) == 2
+    (tmp_path / "a" / "adapter_config.json").write_text("{bad")
+    assert main(["inspect", str(tmp_path / "a")]) == 1
+    assert capsys.readouterr().err.count("is not valid JSON") == 1
 
 
 def test_data_show_marks_the_loss_positions_without_colour(home, capsys):

@@ -143,11 +143,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise no_adapter(folder, name)
-    try:
-        config = json_file.read(folder / CONFIG)
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}); fetch or save the adapter again") from error
-    if not isinstance(config, dict) or "r" not in config or "lora_alpha" not in config:
+    config = json_file.read(folder / CONFIG)
+    if "r" not in config or "lora_alpha" not in config:
         raise ValueError(f"{folder / CONFIG} is not the configuration of a LoRA adapter: it lacks r or lora_alpha")
     arrays = load(folder / WEIGHTS)
     refuse_non_finite(arrays, "no figure of it would say anything")
