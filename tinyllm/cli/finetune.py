@@ -43,6 +43,7 @@ from tinyllm.cli.results import (
     MODEL,
     RUN,
     alone,
+    refuse_own_folder,
     refuse_what_no_run_wrote,
     remove_other_results,
 )
@@ -234,14 +235,6 @@ def default_lr(model: str, method: str) -> float:
     return embedded if model == EMBEDDED else fetched
 
 
-def refuse_own_folder(out: Path, model: Path) -> None:
-    """Raise a ValueError if the folder is the model's own."""
-    if out.resolve() == model.resolve():
-        raise ValueError(
-            f"--out is the model's own folder {out}, which the results would overwrite; name another folder"
-        )
-
-
 def storage_of(method: str, block_size: int) -> str:
     """How the model is read: four bits weight by weight where that can be, so that it never stands in float32."""
     return "nf4" if method == "qlora" and block_size == BLOCK_SIZE else "float32"
@@ -283,8 +276,8 @@ def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, method: str) -> l
         return [f"model in {out}: config.json, model.safetensors, tokenizer.json"]
     save_adapter(model, out)
     remove_other_results(out, ADAPTER)
-    size = (out / "adapter_model.safetensors").stat().st_size
-    return [f"adapter in {out}: adapter_config.json, adapter_model.safetensors ({megabytes(size)})"]
+    size = (out / ADAPTER[1]).stat().st_size
+    return [f"adapter in {out}: {', '.join(ADAPTER)} ({megabytes(size)})"]
 
 
 def save_about(out: Path, options: dict[str, Any]) -> list[str]:

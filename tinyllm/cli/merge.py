@@ -25,7 +25,7 @@ from tinyllm.cli.options import (
     refuse_out,
     take_template,
 )
-from tinyllm.cli.results import add_force, refuse_to_replace
+from tinyllm.cli.results import add_force, refuse_own_folder, refuse_to_replace
 from tinyllm.cli.tokenizer_files import save_with_tokenizer, tokenizer_of
 from tinyllm.data.batches import Loader
 from tinyllm.data.text import load_text
@@ -74,10 +74,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_out(out)
     name, warning = choose_model(args.model, args.adapter)
     for kind, folder in (("model", model_folder(name)), ("adapter", Path(args.adapter))):
-        if out.resolve() == folder.resolve():
-            raise ValueError(
-                f"--out is the {kind}'s own folder {folder}, which merging would overwrite; name another folder"
-            )
+        refuse_own_folder(out, folder, kind, what="merging")
     refuse_to_replace(out, args.force)
     source = model_folder(name)
     tokenizer, about = tokenizer_of(source)

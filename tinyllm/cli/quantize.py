@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm.cli.options import megabytes, model_folder, refuse_out
-from tinyllm.cli.results import add_force, refuse_to_replace
+from tinyllm.cli.results import add_force, refuse_own_folder, refuse_to_replace
 from tinyllm.cli.tokenizer_files import save_with_tokenizer, tokenizer_of
 from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, bits_per_weight
@@ -37,10 +37,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     source, out = model_folder(args.model), Path(args.out)
     refuse_out(out)
-    if out.resolve() == source.resolve():
-        raise ValueError(
-            f"OUT is the model's own folder {source}, which quantising would overwrite; name another folder"
-        )
+    refuse_own_folder(out, source, option="OUT", what="quantising")
     refuse_to_replace(out, args.force)
     folder = None if source.is_file() else ModelFolder(source)
     tokenizer, about = tokenizer_of(source)

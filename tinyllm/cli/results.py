@@ -9,13 +9,16 @@ from pathlib import Path
 from tinyllm.cli.options import Options
 from tinyllm.formats.atomic import make_folder
 from tinyllm.formats.locks import alone_in
+from tinyllm.lora.peft.elsewhere import CONFIG, WEIGHTS
+from tinyllm.models.checkpoints.folder import INDEX, SINGLE
+from tinyllm.models.checkpoints.origin import GENERATION
 from tinyllm.train.checkpoint import CHECKPOINT
 from tinyllm.train.earlier import LOG
 
 RUN = "run.json"  # the settings of the run whose results stand beside it
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+ADAPTER = (CONFIG, WEIGHTS)
+MODEL = ("config.json", SINGLE, INDEX)
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", GENERATION)
 SHARDS = "model-*-of-*.safetensors"
 
 
@@ -37,6 +40,16 @@ def alone(out: Path, make: bool = False) -> Iterator[None]:
 def add_force(parser: Options) -> None:
     """``--force``."""
     parser.add_argument("--force", action="store_true", help="replace the model that is in the folder already")
+
+
+def refuse_own_folder(
+    out: Path, folder: Path, kind: str = "model", option: str = "--out", what: str = "the results"
+) -> None:
+    """Raise a ValueError if the results would go into the folder of the model, or adapter, that they are made of."""
+    if out.resolve() == folder.resolve():
+        raise ValueError(
+            f"{option} is the {kind}'s own folder {folder}, which {what} would overwrite; name another folder"
+        )
 
 
 def refuse_to_replace(out: Path, force: bool) -> None:
