@@ -152,6 +152,13 @@ def test_results_are_replaced_when_the_new_ones_are_there(home, tmp_path, capsys
     assert set(files(out)) == set(before)
 
 
+def test_a_model_from_nothing_takes_the_place_of_an_adapter(home, tmp_path):
+    out = Path(shutil.copytree(home / "run", tmp_path / "run"))
+    assert main(["pretrain", *pretrain(home, out)]) == 0
+    names = set(files(out))
+    assert "model.safetensors" in names and not {"adapter_model.safetensors", "adapter_config.json", "run.json"} & names
+
+
 @pytest.mark.parametrize("verb", ["finetune", "pretrain"])
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "config.json", "adapter_config.json", "model-00001-of-00002.safetensors"]

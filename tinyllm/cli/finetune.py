@@ -49,7 +49,7 @@ from tinyllm.cli.results import (
 )
 from tinyllm.cli.samples import prompt_of, sample, show_samples
 from tinyllm.cli.shortage import telling_the_plan
-from tinyllm.cli.tokenizer_files import add_ids
+from tinyllm.cli.tokenizer_files import save_with_tokenizer
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.batches import Loader
 from tinyllm.data.text import refuse_ids_beyond, untemplated
@@ -269,9 +269,7 @@ def fingerprint(model: Path) -> str:
 def save(model: DecoderModel, tokenizer: Tokenizer, out: Path, method: str) -> list[str]:
     """Write the adapter, or the whole model, in the place of an earlier run's; returns a line that says so."""
     if method == "full":
-        add_ids(model, tokenizer)
-        model.save_pretrained(out)
-        tokenizer.save(out)
+        save_with_tokenizer(model, tokenizer, out)
         remove_other_results(out, (*MODEL, *BESIDE))
         return [f"model in {out}: config.json, model.safetensors, tokenizer.json"]
     save_adapter(model, out)

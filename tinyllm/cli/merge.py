@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
         model.eval()
     written_as = fold(model, args.base, args.untie)
     after = None if loader is None else measure(model, loader)
-    save_with_tokenizer(model, tokenizer, source, out)
+    save_with_tokenizer(model, tokenizer, out, source)
     console.print(escape(base + warning))
     console.print(f"merged {updates[0]} into {escape(name)}: {escape(updates[1])}")
     console.print(f"--base {args.base}: {BASES[args.base]}; computed in {model.dtype}, written as {written_as}")

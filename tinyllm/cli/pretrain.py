@@ -23,8 +23,8 @@ from tinyllm.cli.options import (
     refuse_out,
 )
 from tinyllm.cli.progress import draw_losses
-from tinyllm.cli.results import alone, refuse_what_no_run_wrote
-from tinyllm.cli.tokenizer_files import add_ids
+from tinyllm.cli.results import BESIDE, MODEL, alone, refuse_what_no_run_wrote, remove_other_results
+from tinyllm.cli.tokenizer_files import save_with_tokenizer
 from tinyllm.cli.training import add_run, loaders, results_follow, show_data, train_with_bar
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.models import DecoderModel
@@ -91,9 +91,8 @@ def pretrain(args: argparse.Namespace, config: TrainConfig, out: Path, console: 
     with alone(out, make=not args.resume):
         result = train_with_bar(model, data, config, out, args.resume, settings, console)
         with results_follow():
-            add_ids(model, tokenizer)
-            model.save_pretrained(out)
-            tokenizer.save(out)
+            save_with_tokenizer(model, tokenizer, out)
+            remove_other_results(out, (*MODEL, *BESIDE))
             draw_losses(out / "log.jsonl", out / "loss.png")
     if result["before"] is not None:
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f}")

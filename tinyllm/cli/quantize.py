@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     model.eval()
     if not losses.count:
         raise ValueError(f"{args.model} has no weights to quantise: they are in four bits already")
-    save_with_tokenizer(model, tokenizer, source, out)
+    save_with_tokenizer(model, tokenizer, out, source)
 
     bits = bits_per_weight(losses.count, args.block_size, not args.single)
     console.print(

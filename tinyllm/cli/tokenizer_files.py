@@ -1,4 +1,4 @@
-"""Writing a model that was read with the tokenizer that came with it, or without one where none came."""
+"""Writing a model with its tokenizer: the one that came with it, or none where none came."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def tokenizer_of(source: Path) -> tuple[Tokenizer | None, str]:
         return None, f"no tokenizer was written: {error}"
 
 
-def save_with_tokenizer(model: DecoderModel, tokenizer: Tokenizer | None, source: Path, out: Path) -> None:
-    """Write a model, and the tokenizer of `source`, in the place of whatever tokenizer stood in `out`."""
+def save_with_tokenizer(
+    model: DecoderModel, tokenizer: Tokenizer | None, out: Path, source: Path | None = None
+) -> None:
+    """Write a model and its tokenizer in the place of what stood in `out`; of a folder `source` each tokenizer file."""
     if tokenizer is not None:
         add_ids(model, tokenizer)
     model.save_pretrained(out)
-    if source.is_dir():
+    if source is not None and source.is_dir():
         copy_tokenizer(source, out)
     if tokenizer is not None:
         tokenizer.save(out)
