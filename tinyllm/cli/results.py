@@ -39,7 +39,7 @@ def alone(out: Path, make: bool = False) -> Iterator[None]:
 
 def add_force(parser: Options) -> None:
     """``--force``."""
-    parser.add_argument("--force", action="store_true", help="replace the model that is in the folder already")
+    parser.add_argument("--force", action="store_true", help="replace the model or adapter that is in the folder")
 
 
 def refuse_own_folder(
@@ -58,6 +58,12 @@ def refuse_to_replace(out: Path, force: bool) -> None:
         there = _results_in(out)
     if there and not force:
         raise ValueError(f"there is {there[0]} in {out} already; name another folder, or replace it with --force")
+
+
+def remove_adapter(out: Path) -> None:
+    """Remove the adapter that a model was to replace: transformers would open that one, and its base."""
+    for name in ADAPTER:
+        (out / name).unlink(missing_ok=True)
 
 
 def refuse_what_no_run_wrote(out: Path) -> None:
