@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm import assets
-from tinyllm.cli import VERBS, build_parser, main
+from tinyllm.cli import VERBS, build_parser, main, merge
 from tinyllm.cli.shortage import remedies
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import locks
@@ -188,6 +188,20 @@ def test_merge_and_quantize_replace_a_model_only_by_force(verb, there, home, tmp
     assert main([*words, "--force"]) == 0
     assert files(out) != before and not {"adapter_model.safetensors", "adapter_config.json"} & set(files(out))
     DecoderModel.from_pretrained(out)
+
+
+def test_a_model_is_not_written_where_a_run_began_meanwhile(home, tmp_path, capsys, monkeypatch):
+    held, fold = [], merge.fold
+
+    def begun(*args):
+        held.append(os.open(tmp_path / locks.LOCK, os.O_RDWR | os.O_CREAT))
+        assert locks.lock(held[0])
+        return fold(*args)
+
+    monkeypatch.setattr(merge, "fold", begun)
+    assert main(["merge", "--adapter", str(home / "run"), "--out", str(tmp_path)]) == 1
+    os.close(held[0])
+    assert "another run is writing into" in capsys.readouterr().err and set(files(tmp_path)) == {locks.LOCK}
 
 
 def test_an_empty_folder_or_other_files_are_no_model(home, tmp_path):

@@ -25,7 +25,7 @@ from tinyllm.cli.options import (
     refuse_out,
     take_template,
 )
-from tinyllm.cli.results import add_force, refuse_own_folder, refuse_to_replace, remove_adapter
+from tinyllm.cli.results import add_force, refuse_own_folder, refuse_to_replace, replacing
 from tinyllm.cli.tokenizer_files import save_with_tokenizer, tokenizer_of
 from tinyllm.data.batches import Loader
 from tinyllm.data.text import load_text
@@ -95,8 +95,8 @@ def run(args: argparse.Namespace) -> None:
         model.eval()
     written_as = fold(model, args.base, args.untie)
     after = None if loader is None else measure(model, loader)
-    save_with_tokenizer(model, tokenizer, out, source)
-    remove_adapter(out)
+    with replacing(out):
+        save_with_tokenizer(model, tokenizer, out, source)
     console.print(escape(base + warning))
     console.print(f"merged {updates[0]} into {escape(name)}: {escape(updates[1])}")
     console.print(f"--base {args.base}: {BASES[args.base]}; computed in {model.dtype}, written as {written_as}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,6 @@ class TrainingBar:
 
 def draw_losses(log: Path, path: Path) -> bool:
     """Draw ``log.jsonl`` as a PNG; False if matplotlib is not installed."""
-    import json
-
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tinyllm.cli.options import megabytes, model_folder, refuse_out
-from tinyllm.cli.results import add_force, refuse_own_folder, refuse_to_replace, remove_adapter
+from tinyllm.cli.results import add_force, refuse_own_folder, refuse_to_replace, replacing
 from tinyllm.cli.tokenizer_files import save_with_tokenizer, tokenizer_of
 from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.nf4 import BLOCK_SIZES, NF4Weight, bits_per_weight
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
     model.eval()
     if not losses.count:
         raise ValueError(f"{args.model} has no weights to quantise: they are in four bits already")
-    save_with_tokenizer(model, tokenizer, out, source)
-    remove_adapter(out)
+    with replacing(out):
+        save_with_tokenizer(model, tokenizer, out, source)
 
     bits = bits_per_weight(losses.count, args.block_size, not args.single)
     console.print(

@@ -60,10 +60,16 @@ def refuse_to_replace(out: Path, force: bool) -> None:
         raise ValueError(f"there is {there[0]} in {out} already; name another folder, or replace it with --force")
 
 
-def remove_adapter(out: Path) -> None:
-    """Remove the adapter that a model was to replace: transformers would open that one, and its base."""
-    for name in ADAPTER:
-        (out / name).unlink(missing_ok=True)
+@contextmanager
+def replacing(out: Path) -> Iterator[None]:
+    """Around the writing of a model: the folder is one's own, and an adapter in it goes when the model is there.
+
+    transformers would open the adapter, and its base, rather than the model beside it.
+    """
+    with alone(out):
+        yield
+        for name in ADAPTER:
+            (out / name).unlink(missing_ok=True)
 
 
 def refuse_what_no_run_wrote(out: Path) -> None:

@@ -16,7 +16,7 @@ from tinyllm.data import labels, pieces, special_tokens
 from tinyllm.data.chat import ChatTemplate
 from tinyllm.data.messages import check_messages, plain_chat
 from tinyllm.data.special_tokens import NAMES, USUAL, default_template, find, spelled
-from tinyllm.formats.atomic import write_text
+from tinyllm.formats.atomic import make_folder, write_text
 from tinyllm.formats.foreign import refuse_pointer
 from tinyllm.models.checkpoints import named
 
@@ -199,8 +199,7 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json into `folder`, each whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self._config}
         for name, id in (("eos", self.eos_id), ("bos", self.bos_id), ("pad", self.pad_id)):
             config.pop(f"{name}_token_id", None)

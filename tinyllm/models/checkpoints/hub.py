@@ -13,6 +13,7 @@ from tinyllm.models.checkpoints import named
 
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 WANTED = ["*.safetensors", "*.json", "*.jinja"]  # never a pickle
+UNWANTED = ["*/*", "consolidated*"]  # other formats' copies of the weights
 # By huggingface_hub's classes of errors; one that needs consent is also one that is not found.
 REASONS = (
     ({"GatedRepoError"}, "asks its readers for consent: give it on the model's page, then run `hf auth login`"),
@@ -22,7 +23,6 @@ REASONS = (
         "is not in the cache, and the hub is out of reach: connect, or unset HF_HUB_OFFLINE, or give a folder",
     ),
 )
-UNWANTED = ["*/*", "consolidated*"]  # other formats' copies of the weights
 
 
 def find(name: Any) -> Path:
