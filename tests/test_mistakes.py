@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_model import tiny_model
 
 import tinyllm
 from tinyllm import functional as F
@@ -27,7 +28,6 @@ from tinyllm.data.text import load_text
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.generate import generate, next_probabilities
 from tinyllm.models import DecoderModel
-from tinyllm.models.config import llama_shape
 from tinyllm.train import TrainConfig, evaluate, fit, train
 
 Tensor = tinyllm.Tensor
@@ -399,12 +399,8 @@ PYTHON = {
 def home(tmp_path_factory):
     """A model, its tokenizer, an adapter, and files of every kind."""
     folder = tmp_path_factory.mktemp("home")
-    tokenizer = Tokenizer.load(tinyllm.assets.path("base"))
-    shape = llama_shape(num_kv_heads=1, intermediate_size=32, max_seq_len=64)
-    model = DecoderModel(tokenizer.vocab_size, 16, 1, 2, seed=1, **shape)
-    model.save_pretrained(folder / "model")
-    tokenizer.save(folder / "model")
-    tokenizer.save(folder / "tokenizer")
+    model = tiny_model(folder / "model", layers=1)
+    Tokenizer.load(folder / "model").save(folder / "tokenizer")
     lora.apply_lora(model, 2, verbose=False)
     tinyllm.save_adapter(model, folder / "adapter", base_model_name_or_path=str(folder / "model"))
     text = "".join(f"Entry {i} is a line of plain text.\n" for i in range(60))

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import tokenizers
 from chat_templates import BYTES, byte_level, sentencepiece
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 END = {"eos_token": "</s>"}
 BEGIN = {"bos_token": "<s>", **END}
+
+
+def train_bpe(special: Sequence[str | AddedToken], corpus: Sequence[str]) -> tokenizers.Tokenizer:
+    """GPT-2's kind, with merges that are learned from a corpus."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=list(special),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(corpus, trainer)
+    return inner
 
 
 def llama2() -> tokenizers.Tokenizer:

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_model import tiny_model
 
 from tinyllm import assets
 from tinyllm.backend.device import probe
@@ -18,7 +19,6 @@ from tinyllm.cli import VERBS, main
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import safetensors_file
 from tinyllm.models import DecoderModel
-from tinyllm.models.config import llama_shape
 
 TEXT = "".join(f":entry {i}:\nA program that counts to {i} and stops.\n\n" for i in range(60))
 SMALL = [
@@ -41,10 +41,7 @@ SMALL = [
 def home(tmp_path_factory):
     """A folder with a tiny model, a text and records."""
     folder = tmp_path_factory.mktemp("home")
-    tokenizer = Tokenizer.load(assets.path("base"))
-    shape = llama_shape(num_kv_heads=1, intermediate_size=32, max_seq_len=64)
-    DecoderModel(tokenizer.vocab_size, 16, 2, 2, seed=1, **shape).save_pretrained(folder / "model")
-    tokenizer.save(folder / "model")
+    tiny_model(folder / "model")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     records = [{"prompt": f"What is {i}?", "completion": f" It is [{i}]."} for i in range(20)]
     (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")

@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_model import tiny_model
 
-from tinyllm import assets
 from tinyllm.cli import VERBS, build_parser, main, merge
 from tinyllm.cli.shortage import remedies
-from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.formats import locks
 from tinyllm.models import DecoderModel
-from tinyllm.models.config import llama_shape
 from tinyllm.train import loop
 from tinyllm.train.checkpoint import CHECKPOINT
 from tinyllm.train.trouble import MemoryFull
@@ -37,10 +35,7 @@ SHAPE = ["--hidden-size", "16", "--layers", "1", "--heads", "2", "--kv-heads", "
 def home(tmp_path_factory):
     """A folder with a tiny model, a text, and a finished run."""
     folder = tmp_path_factory.mktemp("home")
-    tokenizer = Tokenizer.load(assets.path("base"))
-    shape = llama_shape(num_kv_heads=1, intermediate_size=32, max_seq_len=64)
-    DecoderModel(tokenizer.vocab_size, 16, 2, 2, seed=1, **shape).save_pretrained(folder / "model")
-    tokenizer.save(folder / "model")
+    tiny_model(folder / "model")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     (folder / "empty.txt").write_text("", encoding="utf-8")
     assert main(finetune(folder, folder / "run")) == 0

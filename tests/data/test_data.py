@@ -8,34 +8,20 @@ import json
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizer_kinds import train_bpe
 
 from tinyllm.cli.data import describe
 from tinyllm.data import IGNORE, Dataset, Example, Loader, batches, fit, load_text, pack, split
 from tinyllm.data.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
+CORPUS = ["the cat sat on the mat. the dog sat on the cat."]
 
 
-def train_bpe(special) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=list(special),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator(["the cat sat on the mat. the dog sat on the cat."], trainer)
-    return inner
-
-
-TOKENIZER = Tokenizer(train_bpe([EOS]))
-WITH_BOS = Tokenizer(train_bpe([EOS, "<s>"]), {"bos_token": "<s>", "add_bos_token": True})
+TOKENIZER = Tokenizer(train_bpe([EOS], CORPUS))
+WITH_BOS = Tokenizer(train_bpe([EOS, "<s>"], CORPUS), {"bos_token": "<s>", "add_bos_token": True})
 
 seeds = st.integers(0, 2**70)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<\r"), max_size=30)
@@ -204,7 +190,7 @@ def test_bad_files(tmp_path):
         with pytest.raises(ValueError, match=r"b.txt.gz is not a whole gzip file"):
             load_text(tmp_path / "b.txt.gz", TOKENIZER)
     with pytest.raises(ValueError, match="no end-of-text token"):
-        load_text(write(tmp_path, {"text": "x"}), Tokenizer(train_bpe(["<other>"])))
+        load_text(write(tmp_path, {"text": "x"}), Tokenizer(train_bpe(["<other>"], CORPUS)))
 
 
 # Cutting and splitting

@@ -11,7 +11,8 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizer_kinds import train_bpe
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from tinyllm import assets
 from tinyllm.data.pieces import may_be_cut
@@ -21,21 +22,7 @@ EOS = "<|endoftext|>"
 CORPUS = ["the cat sat on the mat. the dog sat on the cat.", "User: hello\nAssistant: hello there", "über naïve 你好"]
 
 
-def train_bpe(special=(EOS,)) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=list(special),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator(CORPUS, trainer)
-    return inner
-
-
-TOKENIZER = Tokenizer(train_bpe())
+TOKENIZER = Tokenizer(train_bpe([EOS], CORPUS))
 
 
 @given(st.text())
@@ -57,7 +44,7 @@ def test_save_and_load_change_nothing(tmp_path_factory, text):
 
 
 def test_nothing_is_added_and_nothing_is_cut(tmp_path):
-    inner = train_bpe(["<s>", "</s>"])
+    inner = train_bpe(["<s>", "</s>"], CORPUS)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
     inner.enable_truncation(4)
     inner.enable_padding(length=8)
@@ -84,7 +71,7 @@ def test_nothing_is_added_and_nothing_is_cut(tmp_path):
     ],
 )
 def test_where_the_end_of_text_token_is_named(tmp_path, name, content):
-    train_bpe(["<a>", "<b>"]).save(str(tmp_path / "tokenizer.json"))
+    train_bpe(["<a>", "<b>"], CORPUS).save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.load(tmp_path).eos_id is None
     (tmp_path / name).write_text(json.dumps(content))
     assert Tokenizer.load(tmp_path).eos_id == 1
@@ -93,7 +80,7 @@ def test_where_the_end_of_text_token_is_named(tmp_path, name, content):
 
 
 def test_the_more_specific_file_wins_and_a_model_configuration_lends_only_special_tokens(tmp_path):
-    train_bpe(["<a>", "<b>"]).save(str(tmp_path / "tokenizer.json"))
+    train_bpe(["<a>", "<b>"], CORPUS).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<a>", "pad_token": "<absent>"}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1, "bos_token_id": 1, "hidden_size": 8}))
     tokenizer = Tokenizer.load(tmp_path)
@@ -245,12 +232,12 @@ def test_the_embedded_text_in_many_pieces(monkeypatch):
 
 def test_only_where_nothing_looks_across_the_cut_is_a_text_encoded_in_pieces():
     assert may_be_cut(TOKENIZER._inner)
-    spaced = train_bpe()
+    spaced = train_bpe([EOS], CORPUS)
     spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    composed = train_bpe()
+    composed = train_bpe([EOS], CORPUS)
     composed.normalizer = normalizers.NFC()
-    greedy = train_bpe([tokenizers.AddedToken("<s>", rstrip=True)])
-    other = train_bpe()
+    greedy = train_bpe([tokenizers.AddedToken("<s>", rstrip=True)], CORPUS)
+    other = train_bpe([EOS], CORPUS)
     other.pre_tokenizer = pre_tokenizers.Metaspace()
     for inner in (spaced, composed, greedy, other):
         assert not may_be_cut(inner)
@@ -288,7 +275,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        Tokenizer(train_bpe(["<other>"])).save(tmp_path)
+        Tokenizer(train_bpe(["<other>"], CORPUS)).save(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
 
