@@ -137,7 +137,7 @@ def properties(dry: bool) -> str:
     """The last line of the property tests on the card (dry: one of them, with the kernels on the CPU)."""
     where = ["--backend", "cuda_on_cpu" if dry else "cuda", "-k", "definition and softmax" if dry else "definition"]
     tests = "tests/backend/test_primitives.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, *where]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", tests, *where]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1]
     if done.returncode:

@@ -120,7 +120,7 @@ def test_output_that_cannot_be_shown_stops_nothing(encoding, tmp_path):
     records.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     short = ["--steps", "1", "--batch-size", "2", "--max-seq-len", "64", "--sample-tokens", "2"]
     out = run("finetune", "--data", records, *short, "--prompt", "über 日本", "--out", tmp_path / "日本")
-    assert "tokens learned in" in out and "adapter in" in out and (tmp_path / "日本" / "adapter_config.json").is_file()
+    assert "tokens in" in out and "adapter in" in out and (tmp_path / "日本" / "adapter_config.json").is_file()
     assert "live labels" in run("data", "show", records)
     assert "all-linear" in run("targets") and "layers, " in run("inspect", tmp_path / "日本")
 

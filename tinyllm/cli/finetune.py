@@ -212,7 +212,7 @@ def show_result(console: Console, result: dict[str, Any], planned: Plan, lines: 
         change = 100 * (result["after"] / result["before"] - 1)
         console.print(f"held-out loss {result['before']:.4f} -> {result['after']:.4f} ({change:+.1f} %)")
     console.print(
-        f"{result['tokens']:,} tokens learned in {result['seconds']:.0f} s, "
+        f"learned {result['tokens']:,} tokens in {result['seconds']:.0f} s, "
         f"peak memory {megabytes(result['peak_memory'])} (planned {megabytes(planned.peak)})"
     )
     for line in lines:
