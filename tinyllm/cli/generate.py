@@ -17,6 +17,8 @@ from tinyllm.lora.merge import merge_lora
 from tinyllm.lora.peft.adapter import load_adapter
 from tinyllm.models.checkpoints.generation import recommended
 
+ENTRY = ":hacker:\n"  # as an entry of the embedded jargon file begins
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default=None)
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if args.adapter:
         load_adapter(model, args.adapter)
         merge_lora(model)
-    prompt = (":hacker:\n" if args.prompt is None else args.prompt).replace("\\n", "\n")
+    prompt = ENTRY if args.prompt is None else with_lines(args.prompt)
     if args.template == "none":
         tokenizer = untemplated(tokenizer)
     prompt_ids, stop = asked(tokenizer, prompt, args.chat)
@@ -76,6 +78,11 @@ def refuse_greedy(temperature: float, given: frozenset[str]) -> None:
                 f"--{name.replace('_', '-')} is for text that is drawn, and the likeliest token is taken each time; "
                 "give a --temperature above 0 as well, such as 1"
             )
+
+
+def with_lines(prompt: str) -> str:
+    r"""A prompt of the command line, in which \n is a new line."""
+    return prompt.replace("\\n", "\n")
 
 
 def asked(tokenizer: Tokenizer, prompt: str, chat: str | None) -> tuple[list[int], tuple[int, ...]]:

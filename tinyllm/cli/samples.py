@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
-from tinyllm.cli.generate import asked
+from tinyllm.cli.generate import ENTRY, asked, with_lines
 from tinyllm.data.tokenizer import Tokenizer
 from tinyllm.generate import generate
 from tinyllm.models import DecoderModel
@@ -14,10 +14,10 @@ from tinyllm.models import DecoderModel
 def prompt_of(prompt: str | None, data: str | None) -> str | None:
     """What the samples continue: ``--prompt``, or what suits the embedded data, or nothing."""
     if prompt is None:
-        return ":hacker:\n" if data is None else None
+        return ENTRY if data is None else None
     if not prompt:
         raise ValueError("--prompt is empty; give it a text to continue, or leave it out")
-    return prompt.replace("\\n", "\n")
+    return with_lines(prompt)
 
 
 def sample(
