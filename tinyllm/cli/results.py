@@ -10,6 +10,7 @@ from tinyllm.cli.options import Options
 from tinyllm.formats.atomic import make_folder
 from tinyllm.formats.locks import alone_in
 from tinyllm.lora.peft.elsewhere import CONFIG, WEIGHTS
+from tinyllm.models.checkpoints.export import SHARD
 from tinyllm.models.checkpoints.folder import INDEX, SINGLE
 from tinyllm.models.checkpoints.origin import GENERATION
 from tinyllm.train.checkpoint import CHECKPOINT
@@ -19,7 +20,6 @@ RUN = "run.json"  # the settings of the run whose results stand beside it
 ADAPTER = (CONFIG, WEIGHTS)
 MODEL = ("config.json", SINGLE, INDEX)
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", GENERATION)
-SHARDS = "model-*-of-*.safetensors"
 
 
 @contextmanager
@@ -84,7 +84,11 @@ def refuse_what_no_run_wrote(out: Path) -> None:
 
 def _results_in(out: Path) -> list[str]:
     names = [name for name in (*MODEL, *ADAPTER) if (out / name).exists()]
-    return names + sorted(path.name for path in out.glob(SHARDS))
+    return names + sorted(path.name for path in _shards(out))
+
+
+def _shards(out: Path) -> list[Path]:
+    return [path for path in out.glob("*.safetensors") if SHARD.fullmatch(path.name)]
 
 
 def remove_other_results(out: Path, written: tuple[str, ...]) -> None:
@@ -94,5 +98,5 @@ def remove_other_results(out: Path, written: tuple[str, ...]) -> None:
             if name not in written:
                 (out / name).unlink(missing_ok=True)
         if "config.json" not in written:
-            for path in out.glob(SHARDS):
+            for path in _shards(out):
                 path.unlink()
