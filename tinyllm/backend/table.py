@@ -64,7 +64,10 @@ class Backend:
             work(piece)
 
     def in_turn(self, pieces: Sequence[Any]) -> Sequence[Any]:
-        """The pieces that are worked at one after the other, none smaller than the one before but for the last: all."""
+        """The pieces to work at, one after the other: all of them; ghosts, which only count memory, take a few.
+
+        None may need less than the one before it, but for the last.
+        """
         return pieces
 
     def hold(self) -> AbstractContextManager:

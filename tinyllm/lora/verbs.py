@@ -100,7 +100,7 @@ def add_adapter(
 def place_adapter(
     model: Module, config: LoRAConfig, adapter_name: str, targets: list[str], saved: list[str], verbose: bool = False
 ) -> Module:
-    """Put an adapter that `check_adapter` found to fit beside its layers, and make it the active one."""
+    """Put beside their layers what `check_adapter` has let pass, and make this adapter the active one."""
     before = model.num_parameters()
     for path in targets:
         layer = _adapted(model, path)

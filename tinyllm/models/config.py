@@ -36,8 +36,7 @@ class RopeScaling:
 class DecoderConfig:
     """The shape of a `DecoderModel`.
 
-    The defaults are the guide's: GPT-2's block with one ``qkv_proj``. `llama_shape` below gives the
-    other common shape.
+    The defaults are the guide's: GPT-2's block with one ``qkv_proj``. `llama_shape` below gives the other common shape.
     """
 
     vocab_size: int
