@@ -199,12 +199,14 @@ def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None
         raise ValueError(f"max_batches must be at least 1 and a whole number, not {max_batches!r}")
     training, total, live = model.training, 0.0, 0
     model.eval()
-    with no_grad():
-        for i in range(len(loader) if max_batches is None else min(max_batches, len(loader))):
-            batch = loader.batch(i)
-            total += model.loss(batch.ids, batch.labels, batch.segment_ids).item() * batch.live
-            live += batch.live
-    model.train(training)
+    try:
+        with no_grad():
+            for i in range(len(loader) if max_batches is None else min(max_batches, len(loader))):
+                batch = loader.batch(i)
+                total += model.loss(batch.ids, batch.labels, batch.segment_ids).item() * batch.live
+                live += batch.live
+    finally:  # an evaluation that was stopped must not leave dropout off
+        model.train(training)
     return total / live
 
 
