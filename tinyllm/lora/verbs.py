@@ -148,10 +148,10 @@ def check_adapter(
 ) -> tuple[list[str], list[str]]:
     """The paths to adapt and the paths to train whole, or a ValueError; changes nothing."""
     targets = resolve_targets(model, config.target_modules)
-    if adapter_name in adapter_configs(model):
-        raise ValueError(f"there is an adapter {adapter_name!r} already; choose another adapter_name")
     if not isinstance(adapter_name, str):
         raise TypeError(f"an adapter's name is a text, not {adapter_name!r}")
+    if adapter_name in adapter_configs(model):
+        raise ValueError(f"there is an adapter {adapter_name!r} already; choose another adapter_name")
     if "." in adapter_name or not adapter_name:
         raise ValueError(f"an adapter's name must not be empty or contain a dot: {adapter_name!r}")
     if not tied_head:
