@@ -17,8 +17,7 @@ import numpy as np
 
 from tinyllm.backend.names import is_whole, kind_of
 from tinyllm.backend.random import Generator
-
-IGNORE = -100  # a label that is not learned, as in PyTorch
+from tinyllm.functional import IGNORE
 
 
 @dataclass(frozen=True, eq=False)
