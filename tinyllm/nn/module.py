@@ -16,7 +16,7 @@ from tinyllm.backend.device import to_device
 from tinyllm.backend.names import few, kind_of, nearest
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, stored
-from tinyllm.nn.tree import described, lines_of, storage_of
+from tinyllm.nn.tree import described, lines_of
 from tinyllm.tensor import Parameter
 
 Weight = Parameter | FrozenWeight
@@ -68,7 +68,7 @@ class Module:
         """What stands in this module's brackets: its own weights, their shapes, what keeps them, what trains."""
         weights = [(name, w) for name, w in _attributes(self) if isinstance(w, Weight)]
         return ", ".join(
-            f"{name} {w.shape} {storage_of(w)} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
+            f"{name} {w.shape} {stored(w).storage} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
         )
 
     def tree(self) -> list[str]:
