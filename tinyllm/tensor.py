@@ -19,6 +19,7 @@ import numpy as np
 
 from tinyllm.autograd import UNUSED, Node, walk
 from tinyllm.backend import random
+from tinyllm.backend.device import to_host
 from tinyllm.backend.names import kind_of
 from tinyllm.backend.table import of
 
@@ -98,7 +99,7 @@ class Tensor(Operators):
 
     def numpy(self) -> np.ndarray:
         """The array on the host."""
-        return self.data.get() if hasattr(self.data, "get") else self.data
+        return to_host(self.data)
 
     def detach(self) -> Tensor:
         """The same array without its history."""
