@@ -13,7 +13,7 @@ from tinyllm.lora.dora import DoRA
 from tinyllm.lora.heads import refuse_tied_head
 from tinyllm.lora.layer import Adapter, LoRALinear
 from tinyllm.lora.saved import SavedModule
-from tinyllm.lora.targets import resolve_saved, resolve_targets
+from tinyllm.lora.targets import endings, resolve_saved, resolve_targets
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
 
@@ -166,7 +166,7 @@ def check_adapter(
     check_biases(model, config, targets, saved)
     for pattern in [*config.rank_pattern, *config.alpha_pattern]:
         if not any(matches(pattern, path) for path in targets):
-            ends = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
+            ends = ", ".join(endings(targets))
             raise ValueError(f"the pattern {pattern!r} matches none of the target modules; they end in {ends}")
     return targets, saved
 
