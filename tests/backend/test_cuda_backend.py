@@ -324,6 +324,22 @@ def test_a_fused_override_steps_aside_for_a_replaced_part(part, call, dtype):
         np.testing.assert_array_equal(call(BACKENDS["cuda"], x).get(), before)
 
 
+def test_a_replacement_is_not_blamed_for_an_input_that_is_no_number():
+    plain = cuda.SPECIFICATION["softmax"]
+
+    def writes(xp, x):
+        y = plain(xp, x)
+        x *= 2
+        return y
+
+    with the_device():
+        be, x = BACKENDS["cuda"], cupy.asarray(np.array([[1.0, np.nan, 2.0]], np.float32))
+        with tinyllm.use(softmax=plain):
+            assert np.isnan(be.softmax(x).get()).all()
+        with tinyllm.use(softmax=writes), pytest.raises(ValueError, match="softmax writes into its input x"):
+            be.softmax(x)
+
+
 def test_every_override_has_a_specification_with_its_parameters():
     for name, function in cuda.OVERRIDES.items():
         if name == "matmul":  # chosen for every dtype, by nothing in between
