@@ -172,6 +172,13 @@ def _checked_starts(starts: Any, q: Tensor, k: Tensor) -> Any:
     return starts
 
 
+def _stored(operation: str, weight: Tensor | Weight) -> Weight:
+    """A weight's face for products and rows; of a tensor or a stored weight, not of an array."""
+    if not isinstance(weight, Weight):
+        require_tensors(operation, weight)
+    return stored(weight)
+
+
 def embedding(weight: Tensor | Weight, ids: Any) -> Tensor:
     """Rows of `weight` (rows, n) by the integer array `ids` (...): (..., n)."""
     w = _stored("embedding", weight)
@@ -205,13 +212,6 @@ def dropout(x: Tensor, p: float, training: bool = True, generator: random.Genera
         x.data * be.dropout_mask(state, shape, p, dtype),
         (x, lambda g: g * be.dropout_mask(state, shape, p, dtype)),
     )
-
-
-def _stored(operation: str, weight: Tensor | Weight) -> Weight:
-    """A weight's face for products and rows; of a tensor or a stored weight, not of an array."""
-    if not isinstance(weight, Weight):
-        require_tensors(operation, weight)
-    return stored(weight)
 
 
 def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Tensor:
