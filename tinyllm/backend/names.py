@@ -67,7 +67,7 @@ def refuse_unknown(who: str, given: Iterable[str], known: Sequence[str]) -> None
 def in_our_words(*also: Callable) -> Callable[[F], F]:
     """For a function or class whose parameters other libraries call otherwise: the error names the one that is meant.
 
-    What it hands keywords on to is given as `also`: it knows their parameters, too.
+    It knows the parameters of `also`, too: the functions to which it hands its other keywords on.
     """
 
     def decorate(function: F) -> F:

@@ -51,7 +51,7 @@ class Module:
     """
 
     training = True
-    # What a layer says of itself, so that nobody guesses it from a name.
+    # What a layer declares, so that nobody guesses it from its name.
     fewest = "float32"  # the storage of the fewest bits that its `weight` bears
     stays_float = False  # float32 also in a model that computes in half precision
     is_head = False  # turns channels into the vocabulary's logits
@@ -89,7 +89,7 @@ class Module:
         return vars(self).items()
 
     def named_modules(self, prefix: str = "", wrapped: bool = True) -> Iterator[tuple[str, Module]]:
-        """This module and all below it, with their paths; without `wrapped` a wrapper stands for all that it holds."""
+        """This module and all below it, with their paths; without `wrapped` a wrapper stands for all inside it."""
         yield prefix, self
         if wrapped or self.inner() is self:
             for name, child in self.children():

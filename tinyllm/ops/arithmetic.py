@@ -2,7 +2,7 @@
 
 A rule names arrays only, never a Tensor (that would keep the whole graph behind it), and what it names is what is kept
 for backward: `add` keeps nothing, `exp` its output, `mul` both inputs. Constants may be Python numbers or arrays; they
-take the tensor's dtype, so a float32 model never turns float64. Two tensors of different dtypes are an error: say
+take the tensor's dtype, so a float32 model never turns float64. Two tensors of different dtypes are an error: write
 ``.astype`` where you mean it. Functions that give fractions make float32 of integers, as in PyTorch.
 """
 

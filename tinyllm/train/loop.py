@@ -1,8 +1,8 @@
 """The training loop: batches, gradients, update; and the loss on what is held out.
 
 The batches of a step are a function of its number alone, so a loop that starts at step n goes on as if it had never
-stopped, once weights, moments and generator are put back. Putting them back, the log, the files and what to say about
-trouble are not the loop's: it calls them on an `Observer`, which does nothing by itself.
+stopped, once weights, moments and generator are put back. The loop does not put them back, nor does it write a log or
+files or explain a failure: it calls an `Observer`, which may do all this and by itself does nothing.
 """
 
 from __future__ import annotations
