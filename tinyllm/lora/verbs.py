@@ -101,7 +101,6 @@ def place_adapter(
     model: Module, config: LoRAConfig, adapter_name: str, targets: list[str], saved: list[str], verbose: bool = False
 ) -> Module:
     """Put beside their layers what `check_adapter` has let pass, and make this adapter the active one."""
-    before = model.num_parameters()
     for path in targets:
         layer = _adapted(model, path)
         kind = DoRA if config.use_dora else Adapter
@@ -121,7 +120,7 @@ def place_adapter(
     model.train(model.training)
     set_adapter(model, adapter_name)
     if verbose:
-        print(trainable_summary(model, before))
+        print(trainable_summary(model))
     return model
 
 
@@ -171,7 +170,7 @@ def check_adapter(
     return targets, saved
 
 
-def trainable_summary(model: Module, before: int | None = None) -> str:
+def trainable_summary(model: Module) -> str:
     """One line: how many parameters train, out of how many."""
     trainable, total = model.num_parameters(trainable_only=True), model.num_parameters()
     share = 100 * trainable / total
