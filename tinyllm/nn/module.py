@@ -249,7 +249,9 @@ def _load(places: list[Place], new: Any) -> None:
     """Another stored weight takes the old one's places; floats are copied into it, so that the state stays as it is."""
     old = places[0].weight
     if isinstance(new, FrozenWeight):
-        put(places, new.move(to_device))
+        moved = new.move(to_device)
+        moved.dtype = old.dtype  # it computes as this model does, whatever it was made for
+        put(places, moved)
     elif isinstance(old, Parameter):
         xp = of(old.data).xp
         old.data = xp.array(xp.asarray(stored(new).dense()), dtype=old.dtype)
