@@ -14,6 +14,7 @@ from tinyllm.backend import random
 from tinyllm.backend.names import is_array, is_share
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
+from tinyllm.ops.arithmetic import floats
 from tinyllm.ops.checks import check_dtypes, check_shape, of_tensor
 from tinyllm.tensor import Tensor, op, require_tensors
 
@@ -24,15 +25,15 @@ IGNORE = -100  # the label of a position that shall not count, as in PyTorch
 def softmax(x: Tensor) -> Tensor:
     """e^x / sum e^x over the last axis; x (..., n)."""
     be = of(x.data)
-    y = be.softmax(x.data)
+    y = be.softmax(floats(x))
     return op(y, (x, lambda g: be.softmax_backward(g, y)))
 
 
 @of_tensor
 def log_softmax(x: Tensor) -> Tensor:
     """x - log(sum e^x) over the last axis; x (..., n)."""
-    xp = of(x.data).xp
-    y = x.data - x.data.max(axis=-1, keepdims=True)
+    xp, a = of(x.data).xp, floats(x)
+    y = a - a.max(axis=-1, keepdims=True)
     y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
     return op(y, (x, lambda g: g - xp.exp(y) * g.sum(axis=-1, keepdims=True)))
 
@@ -42,14 +43,14 @@ def gelu(x: Tensor, approximate: bool = False) -> Tensor:
     """x * Phi(x), through erf or by GPT-2's tanh formula."""
     if not isinstance(approximate, bool):
         raise TypeError(f"gelu: approximate is True (tanh) or False (erf), not {approximate!r}")
-    be, a = of(x.data), x.data
+    be, a = of(x.data), floats(x)
     return op(be.gelu(a, approximate), (x, lambda g: be.gelu_backward(g, a, approximate)))
 
 
 @of_tensor
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
-    be, a = of(x.data), x.data
+    be, a = of(x.data), floats(x)
 
     def silu_rule(g: Any) -> Any:
         s = be.sigmoid(a)
