@@ -449,6 +449,18 @@ def test_integers_become_float32_as_in_arithmetic(f):
     assert y.dtype == np.float32 and np.array_equal(y.data, same.data)
 
 
+def test_the_first_input_may_be_named_too():
+    x = Tensor(normal(2, 3))
+    assert np.array_equal(F.softmax(x=x).data, F.softmax(x).data)
+    assert F.cross_entropy(logits=x, targets=[0, 2]).item() == F.cross_entropy(x, [0, 2]).item()
+    with pytest.raises(TypeError, match="softmax takes a Tensor, not numpy.ndarray"):
+        F.softmax(x=normal(3))
+    with pytest.raises(TypeError, match="softmax has no parameter 'input'; there are: x"):
+        F.softmax(input=x)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        F.softmax()
+
+
 @pytest.mark.parametrize("targets", [[0.0, 1.0], [True, False], ["0", "1"]], ids=str)
 def test_targets_are_integers(targets):
     with pytest.raises(TypeError, match="targets must be integers"):
