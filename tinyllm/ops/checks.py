@@ -45,5 +45,6 @@ def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
 
 def check_shape(operation: str, name: str, array: Any, shape: tuple[int, ...]) -> None:
     """ValueError unless the array has this shape: what broadcasts by accident is refused."""
-    if np.shape(array) != shape:
-        raise ValueError(f"{operation}: {name} has shape {np.shape(array)}, but {shape} is needed")
+    found = array.shape if hasattr(array, "shape") else np.shape(array)  # a card's array is not NumPy's to measure
+    if found != shape:
+        raise ValueError(f"{operation}: {name} has shape {found}, but {shape} is needed")
