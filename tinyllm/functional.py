@@ -241,7 +241,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     ]
     if bias is not None:
         check_shape("linear", "bias", bias, (n_out,))
-        y += bias.data
+        y += bias.data.astype(y.dtype, copy=False)  # a trained one is float32, also beside half precision
         edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
     return op(y, *edges)
 

@@ -254,6 +254,17 @@ def test_the_loss_scale_halves_at_an_overflow_leaves_that_step_out_and_grows_aga
         assert skipped[0] and skipped.count(False) > 5 and all(np.isfinite(r["loss"]) for r in log)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_bias_trains_in_float32_beside_half_precision(dtype, dora):
+    with the_device():
+        both = lambda model, *args, **kwargs: apply_lora(model, *args, bias="all", use_dora=dora, **kwargs)
+        log, _, model = trained(both, GPT2, dtype=HALVES[dtype])
+        biases = {name: p for name, p in model.named_parameters() if "trained_bias" in name}
+        assert biases and all(p.dtype == np.float32 and np.abs(p.data.get()).max() > 0 for p in biases.values())
+        assert all(step["grad_norm"] > 0 for step in log)  # -1: float16 overflowed, and the step was left out
+
+
 @pytest.mark.parametrize("dtype", ["float32", *HALVES])
 def test_stacked_products_of_every_layout(dtype):
     rng = np.random.default_rng(0)
