@@ -72,9 +72,9 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,).
 
-    Keeps its output where x can be had from it, because what multiplies the output often keeps that anyway; not where a
-    gain is 0; not on a GPU, which would have to be asked whether one is; and not from a replacement, whose formula may
-    be another.
+    The product that follows often keeps the output anyway, so the rules name the output and compute x from it. They
+    name x where a gain is 0 and has lost it, on a GPU, where looking for such a gain would wait for the device, and
+    beside a replacement, whose formula may be another.
     """
     check_dtypes("rms_norm", x, weight)
     check_shape("rms_norm", "weight", weight, x.shape[-1:])

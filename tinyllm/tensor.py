@@ -260,9 +260,9 @@ def backward(y: Tensor, grad: Any = None) -> None:
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Run `function` without keeping anything; run it again when its gradient is asked for.
 
-    Trades a second forward pass for the memory of the first (Chen et al. 2016, arXiv 1604.06174). Works when only
-    parameters *inside* the function train and every input is frozen. Random numbers repeat: the generator goes back to
-    where it was.
+    Trades a second forward pass for the memory of the first (Chen et al. 2016, arXiv 1604.06174). Parameters *inside*
+    the function train, too, also when every input is frozen or there is none. Random numbers repeat: the generator goes
+    back to where it was.
 
     Parameters
     ----------

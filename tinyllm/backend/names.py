@@ -1,6 +1,5 @@
-"""Words for messages: the first of many names, the nearest to a wrong one, ours for another library's; and numbers.
-
-The book and its wings use it alike.
+"""Words for messages (the first of many names, the nearest to a wrong one, ours for another library's), and what kind
+a value is: an array, a number, a share. The book and its wings use them alike.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class TrainConfig:
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss, gradient or weight stopped being a number; of a run the message says in which layer and step."""
+    """A loss, gradient or weight stopped being a number; in a run, the message names the layer and the step."""
 
 
 class Observer:
