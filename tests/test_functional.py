@@ -443,6 +443,24 @@ def test_the_fused_head_computes_no_gradient_that_nobody_wants():
         assert not head.linear_cross_entropy(Tensor(x, requires_grad=True), Tensor(w), np.array([1, 2])).requires_grad
 
 
+@pytest.mark.parametrize("f", [F.softmax, F.log_softmax, F.gelu, F.silu])
+def test_integers_become_float32_as_in_arithmetic(f):
+    y, same = f(Tensor(np.array([[1, 2, 3]]))), f(Tensor([[1.0, 2.0, 3.0]]))
+    assert y.dtype == np.float32 and np.array_equal(y.data, same.data)
+
+
+def test_the_first_input_may_be_named_too():
+    x = Tensor(normal(2, 3))
+    assert np.array_equal(F.softmax(x=x).data, F.softmax(x).data)
+    assert F.cross_entropy(logits=x, targets=[0, 2]).item() == F.cross_entropy(x, [0, 2]).item()
+    with pytest.raises(TypeError, match="softmax takes a Tensor, not numpy.ndarray"):
+        F.softmax(x=normal(3))
+    with pytest.raises(TypeError, match="softmax has no parameter 'input'; there are: x"):
+        F.softmax(input=x)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        F.softmax()
+
+
 @pytest.mark.parametrize("targets", [[0.0, 1.0], [True, False], ["0", "1"]], ids=str)
 def test_targets_are_integers(targets):
     with pytest.raises(TypeError, match="targets must be integers"):

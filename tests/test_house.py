@@ -33,8 +33,8 @@ BOOK_IN_WINGS = ["data/batches.py", "data/examples.py"]  # they are arrays
 DOORS = {
     ("models/decoder.py", "models/checkpoints/folder.py"): "from_pretrained, in the method",
     ("models/decoder.py", "models/checkpoints/export.py"): "save_pretrained, in the method",
-    ("backend/device.py", "backend/cuda/backend.py"): "set_device('cuda'), in the function",
-    ("backend/device.py", "backend/cuda/probe.py"): "why there is no card, in the function",
+    ("backend/device.py", "backend/cuda/backend.py"): "set_device('cuda'); CuPy itself is imported in the function",
+    ("backend/device.py", "backend/cuda/probe.py"): "why there is no card",
 }
 # Files above LINES, and why they stay whole.
 LONGER = {

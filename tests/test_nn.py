@@ -167,6 +167,18 @@ def test_floats_for_a_stored_weight_change_nothing():
     assert unchanged(model, before)
 
 
+@pytest.mark.parametrize("storage", ["nf4", "float16"])
+@pytest.mark.parametrize("made_for, computing", [(np.float64, np.float32), (np.float32, np.float64)])
+def test_a_stored_weight_computes_in_the_dtype_of_the_model_it_is_loaded_into(storage, made_for, computing):
+    other, model = Linear(64, 8, bias=False, dtype=made_for), Linear(64, 8, bias=False, dtype=computing)
+    other.weight = store(other.weight.data, storage)
+    model.load_state_dict(other.state_dict())
+    x = Tensor(np.ones((2, 64), computing), requires_grad=True)
+    y = model(x)
+    y.sum().backward()
+    assert model.weight.dtype == y.dtype == x.grad.dtype == computing and other.weight.dtype == made_for
+
+
 def test_stored_weights_count_as_what_they_stand_for_but_are_no_parameters():
     model = Net()
     count = model.num_parameters()

@@ -540,6 +540,9 @@ FRACTIONS = [
     ops.std,
     lambda a: a / 2,
     lambda a: a / a,
+    lambda a: a**0.5,
+    lambda a: a**-1.0,
+    lambda a: a ** np.float64(0.5),
 ]
 
 

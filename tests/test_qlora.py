@@ -230,6 +230,12 @@ def test_a_failed_apply_quantises_nothing(options, message):
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["foo", "config", "tied_head"])
+def test_the_options_are_those_of_apply_lora(name):
+    with pytest.raises(TypeError, match=f"apply_qlora has no parameter '{name}'.*use_dora, bias, verbose$"):
+        apply_qlora(make(), **{name: 1})
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_fault_18_non_finite_weights_are_refused_by_name_before_anything_changes(bad):
     model = make()

@@ -803,6 +803,11 @@ def test_checkpoint_with_frozen_inputs_and_parameters_inside():
     assert gradients[0] is None and gradients[1] is not None
 
 
+def test_checkpoint_without_inputs_of_parameters_alone():
+    w = Parameter(normal(4, 5))
+    both_ways(lambda: F.gelu(w * w), parameters=[w])
+
+
 def test_nested_checkpoints():
     w = Parameter(normal(4, 4))
 

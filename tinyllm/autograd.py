@@ -61,7 +61,7 @@ def _pass_on(node: Node, g: Any, gradients: dict[Node, Any], ours: set[Node]) ->
             )
         for source, part in zip(sources, parts, strict=True):
             _add(gradients, ours, source, part, g, rule)
-        del parts, part  # not to be held while the next rule computes
+        parts = part = None  # or they would stay while the next rule computes
 
 
 def _add(gradients: dict[Node, Any], ours: set[Node], node: Node | None, part: Any, g: Any, rule: Callable) -> None:

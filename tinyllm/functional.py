@@ -14,6 +14,7 @@ from tinyllm.backend import random
 from tinyllm.backend.names import is_array, is_share
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
+from tinyllm.ops.arithmetic import floats
 from tinyllm.ops.checks import check_dtypes, check_shape, of_tensor
 from tinyllm.tensor import Tensor, op, require_tensors
 
@@ -24,15 +25,15 @@ IGNORE = -100  # the label of a position that shall not count, as in PyTorch
 def softmax(x: Tensor) -> Tensor:
     """e^x / sum e^x over the last axis; x (..., n)."""
     be = of(x.data)
-    y = be.softmax(x.data)
+    y = be.softmax(floats(x))
     return op(y, (x, lambda g: be.softmax_backward(g, y)))
 
 
 @of_tensor
 def log_softmax(x: Tensor) -> Tensor:
     """x - log(sum e^x) over the last axis; x (..., n)."""
-    xp = of(x.data).xp
-    y = x.data - x.data.max(axis=-1, keepdims=True)
+    xp, a = of(x.data).xp, floats(x)
+    y = a - a.max(axis=-1, keepdims=True)
     y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
     return op(y, (x, lambda g: g - xp.exp(y) * g.sum(axis=-1, keepdims=True)))
 
@@ -42,14 +43,14 @@ def gelu(x: Tensor, approximate: bool = False) -> Tensor:
     """x * Phi(x), through erf or by GPT-2's tanh formula."""
     if not isinstance(approximate, bool):
         raise TypeError(f"gelu: approximate is True (tanh) or False (erf), not {approximate!r}")
-    be, a = of(x.data), x.data
+    be, a = of(x.data), floats(x)
     return op(be.gelu(a, approximate), (x, lambda g: be.gelu_backward(g, a, approximate)))
 
 
 @of_tensor
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
-    be, a = of(x.data), x.data
+    be, a = of(x.data), floats(x)
 
     def silu_rule(g: Any) -> Any:
         s = be.sigmoid(a)
@@ -71,9 +72,9 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,).
 
-    Keeps its output where x can be had from it, because what multiplies the output often keeps that anyway; not where a
-    gain is 0; not on a GPU, which would have to be asked whether one is; and not from a replacement, whose formula may
-    be another.
+    The product that follows often keeps the output anyway, so the rules name the output and compute x from it. They
+    name x where a gain is 0 and has lost it, on a GPU, where looking for such a gain would wait for the device, and
+    beside a replacement, whose formula may be another.
     """
     check_dtypes("rms_norm", x, weight)
     check_shape("rms_norm", "weight", weight, x.shape[-1:])
@@ -172,6 +173,13 @@ def _checked_starts(starts: Any, q: Tensor, k: Tensor) -> Any:
     return starts
 
 
+def _stored(operation: str, weight: Tensor | Weight) -> Weight:
+    """A weight's face for products and rows; of a tensor or a stored weight, not of an array."""
+    if not isinstance(weight, Weight):
+        require_tensors(operation, weight)
+    return stored(weight)
+
+
 def embedding(weight: Tensor | Weight, ids: Any) -> Tensor:
     """Rows of `weight` (rows, n) by the integer array `ids` (...): (..., n)."""
     w = _stored("embedding", weight)
@@ -207,13 +215,6 @@ def dropout(x: Tensor, p: float, training: bool = True, generator: random.Genera
     )
 
 
-def _stored(operation: str, weight: Tensor | Weight) -> Weight:
-    """A weight's face for products and rows; of a tensor or a stored weight, not of an array."""
-    if not isinstance(weight, Weight):
-        require_tensors(operation, weight)
-    return stored(weight)
-
-
 def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; x (..., in), weight (out, in), bias (out,): (..., out).
 
@@ -240,7 +241,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     ]
     if bias is not None:
         check_shape("linear", "bias", bias, (n_out,))
-        y += bias.data
+        y += bias.data.astype(y.dtype, copy=False)  # a trained one is float32, also beside half precision
         edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
     return op(y, *edges)
 

@@ -197,7 +197,7 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
 
 
 def squared_norms(params: Iterable[Parameter]) -> list[Any]:
-    """Of each gradient, still on the device."""
+    """The square of each gradient's 2-norm, still on the device."""
     return [p.grad.reshape(-1) @ p.grad.reshape(-1) for p in params if p.grad is not None]
 
 

@@ -13,7 +13,7 @@ from tinyllm.frozen.finite import refuse_non_finite
 from tinyllm.frozen.nf4 import NF4Weight, check_block_size, dequantize_nf4, quantize_nf4
 from tinyllm.lora.config import LoRAConfig
 from tinyllm.lora.targets import linear_names
-from tinyllm.lora.verbs import add_adapter, check_adapter, get_lora_parameters, place_adapter
+from tinyllm.lora.verbs import apply_lora, check_adapter, get_lora_parameters, place_adapter
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
 
@@ -52,7 +52,7 @@ def quantize_base(model: Module, block_size: int = 64, double_quant: bool = True
         layer.weight = NF4Weight.quantize(layer.weight.data, block_size, double_quant, name)
 
 
-@in_our_words(LoRAConfig, add_adapter)
+@in_our_words(apply_lora)
 def apply_qlora(
     model: Module,
     rank: int = 8,

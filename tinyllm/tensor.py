@@ -19,6 +19,7 @@ import numpy as np
 
 from tinyllm.autograd import UNUSED, Node, walk
 from tinyllm.backend import random
+from tinyllm.backend.device import to_host
 from tinyllm.backend.names import kind_of
 from tinyllm.backend.table import of
 
@@ -98,7 +99,7 @@ class Tensor(Operators):
 
     def numpy(self) -> np.ndarray:
         """The array on the host."""
-        return self.data.get() if hasattr(self.data, "get") else self.data
+        return to_host(self.data)
 
     def detach(self) -> Tensor:
         """The same array without its history."""
@@ -259,9 +260,9 @@ def backward(y: Tensor, grad: Any = None) -> None:
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Run `function` without keeping anything; run it again when its gradient is asked for.
 
-    Trades a second forward pass for the memory of the first (Chen et al. 2016, arXiv 1604.06174). Works when only
-    parameters *inside* the function train and every input is frozen. Random numbers repeat: the generator goes back to
-    where it was.
+    Trades a second forward pass for the memory of the first (Chen et al. 2016, arXiv 1604.06174). Parameters *inside*
+    the function train, too, also when every input is frozen or there is none. Random numbers repeat: the generator goes
+    back to where it was.
 
     Parameters
     ----------

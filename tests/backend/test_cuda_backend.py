@@ -254,6 +254,17 @@ def test_the_loss_scale_halves_at_an_overflow_leaves_that_step_out_and_grows_aga
         assert skipped[0] and skipped.count(False) > 5 and all(np.isfinite(r["loss"]) for r in log)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_bias_trains_in_float32_beside_half_precision(dtype, dora):
+    with the_device():
+        both = lambda model, *args, **kwargs: apply_lora(model, *args, bias="all", use_dora=dora, **kwargs)
+        log, _, model = trained(both, GPT2, dtype=HALVES[dtype])
+        biases = {name: p for name, p in model.named_parameters() if "trained_bias" in name}
+        assert biases and all(p.dtype == np.float32 and np.abs(p.data.get()).max() > 0 for p in biases.values())
+        assert all(step["grad_norm"] > 0 for step in log)  # -1: float16 overflowed, and the step was left out
+
+
 @pytest.mark.parametrize("dtype", ["float32", *HALVES])
 def test_stacked_products_of_every_layout(dtype):
     rng = np.random.default_rng(0)
@@ -322,6 +333,22 @@ def test_a_fused_override_steps_aside_for_a_replaced_part(part, call, dtype):
             within = call(BACKENDS["cuda"], x)
             assert within.dtype == dtype and np.abs(within.get() - before).max() > 0.01
         np.testing.assert_array_equal(call(BACKENDS["cuda"], x).get(), before)
+
+
+def test_a_replacement_is_not_blamed_for_an_input_that_is_no_number():
+    plain = cuda.SPECIFICATION["softmax"]
+
+    def writes(xp, x):
+        y = plain(xp, x)
+        x *= 2
+        return y
+
+    with the_device():
+        be, x = BACKENDS["cuda"], cupy.asarray(np.array([[1.0, np.nan, 2.0]], np.float32))
+        with tinyllm.use(softmax=plain):
+            assert np.isnan(be.softmax(x).get()).all()
+        with tinyllm.use(softmax=writes), pytest.raises(ValueError, match="softmax writes into its input x"):
+            be.softmax(x)
 
 
 def test_every_override_has_a_specification_with_its_parameters():

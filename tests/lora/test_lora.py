@@ -241,6 +241,15 @@ def test_fault_7_nothing_fails_silently_and_a_failed_apply_changes_nothing(optio
     assert picture(model) == before and np.array_equal(model(IDS).data, y)
 
 
+@pytest.mark.parametrize("name", [["second"], 2, None])
+def test_an_adapter_is_called_by_a_text(name):
+    model = adapted()
+    before = picture(model)
+    with pytest.raises(TypeError, match="an adapter's name is a text"):
+        apply_lora(model, adapter_name=name, verbose=False)
+    assert picture(model) == before
+
+
 def test_fault_9_applying_twice_is_refused_by_name_and_never_nests():
     model = adapted()
     before = picture(model)

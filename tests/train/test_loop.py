@@ -24,6 +24,19 @@ def test_evaluation_is_the_mean_over_live_tokens_and_leaves_the_mode():
     assert model.training
 
 
+def test_an_evaluation_that_is_stopped_leaves_the_mode(monkeypatch):
+    model = make(np.float64, dropout=0.5).train()
+
+    def stopped(step):
+        raise KeyboardInterrupt
+
+    batches = loader(3)
+    monkeypatch.setattr(batches, "batch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, batches)
+    assert model.training and model.layers[0].dropout.training
+
+
 def gradients_of_one_step(monkeypatch, batch_size: int, grad_accum: int) -> tuple[dict[str, np.ndarray], float]:
     taken: dict[str, np.ndarray] = {}
     model = make(np.float64)

@@ -1,7 +1,7 @@
 """Where arrays are made: ``set_device("cpu")`` or ``set_device("cuda")``, and one sentence for why CUDA is not there.
 
-CuPy's own ``is_available()`` says False for half a dozen reasons; `probe` asks step by step and names the one that
-holds. CuPy is imported only when somebody asks for it.
+CuPy's own ``is_available()`` is False for half a dozen reasons; `probe` looks step by step and names the first that is
+true here. CuPy is imported only when a GPU is asked for.
 """
 
 from __future__ import annotations

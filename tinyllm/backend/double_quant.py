@@ -89,8 +89,8 @@ def dequantize_absmax(codes, absmax2, offset):
 
     Raises
     ------
-    ValueError
-        If the number of `absmax2` does not fit the number of codes.
+    TypeError, ValueError
+        If the codes are not uint8, or the number of `absmax2` does not fit theirs.
     """
     if codes.dtype != numpy.uint8:
         raise TypeError(f"the codes have dtype {codes.dtype}; double-quantised scales are uint8")

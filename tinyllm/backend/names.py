@@ -1,6 +1,5 @@
-"""Words for messages: the first of many names, the nearest to a wrong one, ours for another library's; and numbers.
-
-The book and its wings use it alike.
+"""Words for messages (the first of many names, the nearest to a wrong one, ours for another library's), and what kind
+a value is: an array, a number, a share. The book and its wings use them alike.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def refuse_unknown(who: str, given: Iterable[str], known: Sequence[str]) -> None
 def in_our_words(*also: Callable) -> Callable[[F], F]:
     """For a function or class whose parameters other libraries call otherwise: the error names the one that is meant.
 
-    What it hands keywords on to is given as `also`: it knows their parameters, too.
+    It knows the parameters of `also`, too: the functions to which it hands its other keywords on.
     """
 
     def decorate(function: F) -> F:

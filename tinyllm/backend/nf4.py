@@ -155,7 +155,7 @@ def nf4_matvec(xp, x, packed, absmax, block_size, outputs):
     """x @ W.T for the few rows of x that decoding has: W's codes are dequantised to x's dtype, then multiplied.
 
     x (rows, n), packed and absmax (whole) of W (outputs, n); returns (rows, outputs). Tile by tile, so that no float
-    copy of W is held.
+    copy of W is made.
     """
     n = x.shape[-1]
     y = xp.empty((len(x), outputs), x.dtype)

@@ -64,7 +64,10 @@ class Backend:
             work(piece)
 
     def in_turn(self, pieces: Sequence[Any]) -> Sequence[Any]:
-        """The pieces that are worked at one after the other, none smaller than the one before but for the last: all."""
+        """The pieces to work at, one after the other: all of them; ghosts, which only count memory, take a few.
+
+        None may need less than the one before it, but for the last.
+        """
         return pieces
 
     def hold(self) -> AbstractContextManager:
@@ -173,7 +176,8 @@ def _checked(name: str, function: Callable, own: Callable) -> Callable:
         out = given.get("out")
         if out is not None:
             given["out"] = None
-            given.update({"dtype": out.dtype} if "dtype" in given else {})
+            if "dtype" in given:
+                given["dtype"] = out.dtype
         call = {key: x if key in writable else _locked(x) for key, x in given.items()}
         if writable:
             return _in_place(name, function, call)
@@ -208,7 +212,8 @@ def _locked(x: Any) -> Any:
 
 def _called(name: str, function: Callable, call: dict[str, Any]) -> Any:
     """The replacement's result. Arrays that cannot be locked (CuPy's) are compared with copies afterwards."""
-    copies = {key: x.copy() for key, x in call.items() if _is_array(x) and hasattr(x, "get")}
+    watched = {key: x for key, x in call.items() if key not in IN_PLACE.get(name, ())}
+    copies = {key: x.copy() for key, x in watched.items() if _is_array(x) and hasattr(x, "get")}
     problem = f"the replacement of {name} writes into its input"
     try:
         result = function(*call.values())
@@ -217,7 +222,7 @@ def _called(name: str, function: Callable, call: dict[str, Any]) -> Any:
             raise
         raise ValueError(f"{problem}; make a new array instead ({error})") from error
     for key, before in copies.items():
-        if key not in IN_PLACE.get(name, ()) and not bool((call[key] == before).all()):
+        if not bool(((call[key] == before) | (before != before)).all()):  # what is no number is not even itself
             raise ValueError(f"{problem} {key}; make a new array instead")
     return result
 

@@ -1,8 +1,9 @@
-"""From text files to labelled examples: reading, cutting to length, holding some out.
+"""Labelled examples: what one is, cutting to length, holding some out.
 
-Two laws hold here and in `batches.py`. Labels are shifted once, here: ``labels[t]`` is what position t predicts, and
-nobody shifts again. What is masked is decided by where a piece of text begins and ends, never by token ids, so the
-end-of-text token after an answer is learned although padding may use the same id.
+Two laws hold here and in `batches.py`. Labels are shifted once, when an example is made (of files by `text.py`):
+``labels[t]`` is what position t predicts, and nobody shifts again. What is masked is decided by where a piece of text
+begins and ends, never by token ids, so the end-of-text token after an answer is learned although padding may use the
+same id.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import numpy as np
 
 from tinyllm.backend.names import is_whole, kind_of
 from tinyllm.backend.random import Generator
-
-IGNORE = -100  # a label that is not learned, as in PyTorch
+from tinyllm.functional import IGNORE
 
 
 @dataclass(frozen=True, eq=False)

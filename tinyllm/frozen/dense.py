@@ -15,7 +15,7 @@ from tinyllm.tensor import Parameter
 class Dense(Weight):
     """The face of a `Weight` on an array of floats, (out, in).
 
-    It is made for one operation and holds nothing of its own; what trains is the Parameter whose array this is.
+    It is made for one operation and owns nothing; what trains is the Parameter whose array this is.
     """
 
     def __init__(self, array: Any):

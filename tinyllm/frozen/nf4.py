@@ -242,21 +242,20 @@ class NF4Weight(FrozenWeight):
         return type(self)(to(self.packed), scales, self.shape, self.block_size, self.dtype)
 
     def step(self) -> int:
-        columns = self.shape[1]
-        rows = self.block_size // gcd(columns, self.block_size)
-        # Nested scales are cut at their own blocks of 256 only when read; a tile needs whole first-level blocks.
-        return rows
+        # A tile needs whole blocks of weights. Double-quantised scales have blocks of their own, which `scales` minds.
+        return self.block_size // gcd(self.shape[1], self.block_size)
 
     def scales(self, start: int, stop: int) -> Any:
         """The float32 scales of blocks start..stop."""
         if not self.double_quant:
             return self.absmax[start:stop]
         codes, nested, offset = self.absmax
-        first = start // 256 * 256
-        return dequantize_absmax(codes[first:stop], nested[first // 256 : -(-stop // 256)], offset)[start - first :]
+        each = SCALES_PER_BLOCK
+        first = start // each * each
+        return dequantize_absmax(codes[first:stop], nested[first // each : -(-stop // each)], offset)[start - first :]
 
     def rows(self, start: int, stop: int, out: Any) -> Any:
-        columns = self.shape[1] if len(self.shape) == 2 else prod(self.shape[1:])
+        columns = prod(self.shape[1:])
         a, b = start * columns, stop * columns
         if a % self.block_size:
             raise ValueError(
@@ -290,7 +289,7 @@ class NF4Weight(FrozenWeight):
             codes, nested, offset = self.absmax
             arrays |= {f"{name}.absmax": codes, f"{name}.nested_absmax": nested}
             arrays[f"{name}.nested_quant_map"] = dynamic_map()
-            about |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(offset)}
+            about |= {"nested_blocksize": SCALES_PER_BLOCK, "nested_dtype": "float32", "nested_offset": float(offset)}
         else:
             arrays[f"{name}.absmax"] = self.absmax
         arrays[name + QUANT_STATE] = np.frombuffer(json.dumps(about).encode(), np.uint8)

@@ -51,11 +51,11 @@ def saved_modules(model: Module) -> Iterator[tuple[str, SavedModule]]:
 
 def adapted_layers(model: Module) -> list[LoRALinear | SavedModule]:
     """Every adapted layer. Raises if there is none, saying why where it is known."""
-    require_model(model)
+    memory = remembered(model)
     found = [module for _, module in adapted_modules(model)]
     if found:
         return found
-    if remembered(model).merged_for_good:
+    if memory.merged_for_good:
         raise RuntimeError(
             "the adapters were merged with keep_base=False, so the original weights are gone; load the base model again"
         )

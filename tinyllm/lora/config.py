@@ -1,4 +1,4 @@
-"""How adapters are made: one dataclass; the fields are those of PEFT's LoraConfig."""
+"""How adapters are made: one dataclass, whose fields do what those of PEFT's LoraConfig do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BIASES = ("none", "all", "lora_only")
 @in_our_words()
 @dataclass
 class LoRAConfig:
-    """How adapters are made; the fields are those of PEFT's LoraConfig. A text beside a type says what it is for."""
+    """Which layers get an adapter, and which one. The text beside a field's type is what the field is for."""
 
     rank: Annotated[int, "numbers a token is squeezed through; more rank, more to learn with"] = 8
     alpha: Annotated[float, "the update is scaled by alpha / rank, so rank can change without retuning lr"] = 16.0

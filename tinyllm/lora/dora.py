@@ -47,7 +47,7 @@ class DoRA(Adapter):
         if dropped is not x:
             wx = F.linear(dropped, weight)
         else:
-            wx = y if bias is None else y - bias
+            wx = y if bias is None else y - bias.astype(y.dtype)
         longer = (length - 1).astype(wx.dtype)  # W x may be in half precision
         return wx * longer + lora_update(dropped, self.lora_A, self.lora_B * length.reshape(-1, 1), self.scale)
 

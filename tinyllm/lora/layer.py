@@ -37,6 +37,11 @@ def lora_fold(w: Any, a: Any, b: Any, scale: float) -> Any:
     return w + scale * (b @ a)
 
 
+def trained_dtype(dtype: np.dtype) -> np.dtype:
+    """What trains is float32, also where half precision computes: the squares of its gradients would overflow there."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
 class Adapter(Module):
     """scale * B A beside one layer, and a bias instead of the layer's own, if it trains one.
 
@@ -53,8 +58,7 @@ class Adapter(Module):
     trained_bias: Parameter | None = None
 
     def __init__(self, layer: Linear, rank: int, scale: float, dropout: float = 0.0):
-        dtype = layer.weight.dtype
-        dtype = np.dtype(np.float32) if dtype.itemsize == 2 else dtype  # what trains is float32, whatever computes
+        dtype = trained_dtype(layer.weight.dtype)
         xp, bound = stored(layer.weight).xp, 1 / math.sqrt(layer.in_features)
         a = random.default.uniform((rank, layer.in_features), -bound, bound, dtype)
         self.lora_A = Parameter(xp.asarray(a))
@@ -146,7 +150,8 @@ class LoRALinear(Module):
         """Give this adapter a copy of the bias to train, if there is one; the base's own stays as it is."""
         if self.base_layer.bias is not None:
             adapter = self.adapters.setdefault(name, TrainedBias())
-            adapter.trained_bias = Parameter(self.base_layer.bias.data.copy())
+            bias = self.base_layer.bias.data
+            adapter.trained_bias = Parameter(bias.astype(trained_dtype(bias.dtype)))
 
     def merge(self) -> None:
         """Use W with the active updates in; made again, since an optimiser may have changed arrays in place."""

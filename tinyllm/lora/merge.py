@@ -87,7 +87,7 @@ def _merge_for_good(model: Module, base: Any, untie: bool) -> None:
     folded = {path: layer for path, layer in layers.items() if layer.adding()}
     whole = [path for path, module in saved.items() if any(module.is_whole(name) for name in module.active)]
     if not untie:
-        _refuse_tied_head(model, [*folded, *whole])
+        _refuse_to_part(model, [*folded, *whole])
     _check_base(base, folded)
     _refuse_non_finite(folded)
     for path, layer in layers.items():
@@ -122,7 +122,7 @@ def _floats(weight: Any, dtype: Any) -> Dense:
     return Dense(array.astype(dtype, copy=False))
 
 
-def _refuse_tied_head(model: Module, changed: list[str]) -> None:
+def _refuse_to_part(model: Module, changed: list[str]) -> None:
     for path in changed:
         if is_head(model, path) and is_tied(model, path):
             raise ValueError(

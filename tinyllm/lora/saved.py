@@ -10,7 +10,7 @@ from tinyllm.tensor import Parameter
 
 
 class SavedModule(Module):
-    """A module of `modules_to_save`: the frozen original and one trained copy an adapter.
+    """Stands before the original; the copy of the last active adapter answers in its place.
 
     With `bias="all"` a norm's copy has its own bias only and shares the original's weight.
     """

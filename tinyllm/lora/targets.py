@@ -59,7 +59,8 @@ def _last(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _endings(paths: Iterable[str]) -> list[str]:
+def endings(paths: Iterable[str]) -> list[str]:
+    """The last parts of these names, each once, by the alphabet."""
     return sorted({_last(path) for path in paths})
 
 
@@ -68,7 +69,7 @@ def _check_kind(target_modules: Any, names: list[str]) -> None:
     if not isinstance(target_modules, str) and not (several and all(isinstance(t, str) for t in target_modules)):
         raise TypeError(f"target_modules must be a string or a list of strings, not {target_modules!r}")
     if not len(target_modules):
-        raise ValueError(f"there is no target module; name some of: {', '.join(_endings(names))}")
+        raise ValueError(f"there is no target module; name some of: {', '.join(endings(names))}")
 
 
 def _matched(expression: str, names: list[str], decoder: list[str]) -> list[str]:
@@ -77,7 +78,7 @@ def _matched(expression: str, names: list[str], decoder: list[str]) -> list[str]
     if not matched:
         raise ValueError(
             f"the expression {expression!r} matches no linear layer; names look like {decoder[0]}, ending "
-            f"in {', '.join(_endings(names))} (an expression must match the whole name; for one name pass a list)"
+            f"in {', '.join(endings(names))} (an expression must match the whole name; for one name pass a list)"
         )
     return matched
 
@@ -93,8 +94,8 @@ def _ending_in(target: str, names: list[str]) -> list[str]:
     if not found:
         found = [name for alias in ALIASES.get(tail, ()) for name in ending(f"{head}.{alias}" if head else alias)]
     if not found:
-        hint = nearest(tail, _endings(names), "did you mean {!r}? ")
-        raise ValueError(f"target module {target!r} matches nothing; {hint}there are: {', '.join(_endings(names))}")
+        hint = nearest(tail, endings(names), "did you mean {!r}? ")
+        raise ValueError(f"target module {target!r} matches nothing; {hint}there are: {', '.join(endings(names))}")
     return found
 
 
@@ -111,7 +112,7 @@ def resolve_saved(model: Module, name: str) -> list[str]:
     if not paths:
         raise ValueError(
             f"modules_to_save names {name!r}, which matches nothing; "
-            f"there are: {', '.join(n for n in _endings(there) if not n.isdigit())}"
+            f"there are: {', '.join(n for n in endings(there) if not n.isdigit())}"
         )
     if any(not isinstance(w, Parameter) for path in paths for _, w in model.get(path).named_weights()):
         raise ValueError(

@@ -13,7 +13,7 @@ from tinyllm.lora.dora import DoRA
 from tinyllm.lora.heads import refuse_tied_head
 from tinyllm.lora.layer import Adapter, LoRALinear
 from tinyllm.lora.saved import SavedModule
-from tinyllm.lora.targets import resolve_saved, resolve_targets
+from tinyllm.lora.targets import endings, resolve_saved, resolve_targets
 from tinyllm.nn import Linear, Module
 from tinyllm.tensor import Parameter
 
@@ -100,8 +100,7 @@ def add_adapter(
 def place_adapter(
     model: Module, config: LoRAConfig, adapter_name: str, targets: list[str], saved: list[str], verbose: bool = False
 ) -> Module:
-    """Put an adapter that `check_adapter` found to fit beside its layers, and make it the active one."""
-    before = model.num_parameters()
+    """Put beside their layers what `check_adapter` has let pass, and make this adapter the active one."""
     for path in targets:
         layer = _adapted(model, path)
         kind = DoRA if config.use_dora else Adapter
@@ -121,7 +120,7 @@ def place_adapter(
     model.train(model.training)
     set_adapter(model, adapter_name)
     if verbose:
-        print(trainable_summary(model, before))
+        print(trainable_summary(model))
     return model
 
 
@@ -148,10 +147,10 @@ def check_adapter(
 ) -> tuple[list[str], list[str]]:
     """The paths to adapt and the paths to train whole, or a ValueError; changes nothing."""
     targets = resolve_targets(model, config.target_modules)
-    if adapter_name in adapter_configs(model):
-        raise ValueError(f"there is an adapter {adapter_name!r} already; choose another adapter_name")
     if not isinstance(adapter_name, str):
         raise TypeError(f"an adapter's name is a text, not {adapter_name!r}")
+    if adapter_name in adapter_configs(model):
+        raise ValueError(f"there is an adapter {adapter_name!r} already; choose another adapter_name")
     if "." in adapter_name or not adapter_name:
         raise ValueError(f"an adapter's name must not be empty or contain a dot: {adapter_name!r}")
     if not tied_head:
@@ -166,12 +165,12 @@ def check_adapter(
     check_biases(model, config, targets, saved)
     for pattern in [*config.rank_pattern, *config.alpha_pattern]:
         if not any(matches(pattern, path) for path in targets):
-            ends = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
+            ends = ", ".join(endings(targets))
             raise ValueError(f"the pattern {pattern!r} matches none of the target modules; they end in {ends}")
     return targets, saved
 
 
-def trainable_summary(model: Module, before: int | None = None) -> str:
+def trainable_summary(model: Module) -> str:
     """One line: how many parameters train, out of how many."""
     trainable, total = model.num_parameters(trainable_only=True), model.num_parameters()
     share = 100 * trainable / total

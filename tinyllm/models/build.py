@@ -1,6 +1,6 @@
 """Building a model weight by weight, so that no float copy of the whole ever exists: what each is kept as, and filling.
 
-A layer says what its weight bears (`Module.fewest`, `stays_float`); no path is asked what it sounds like.
+How few bits a weight bears, its layer declares (`Module.fewest`, `stays_float`); nobody guesses it from a name.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class KVCache:
     Attributes
     ----------
     length : int
-        Positions held.
+        How many positions are in it.
     pads : int array (batch,) or None
         How many of them are padding on the left.
     """
@@ -35,16 +35,16 @@ class KVCache:
         return Tensor(keys[:, :, :end]), Tensor(values[:, :, :end])
 
     def _room(self, layer: int, like: Any, end: int) -> tuple[Any, Any]:
-        held = self._layers.get(layer)
-        if held is None or held[0].shape[2] < end:
+        now = self._layers.get(layer)
+        if now is None or now[0].shape[2] < end:
             xp = of(like).xp
             room = max(end, 2 * self.length, 64)  # doubling: each position is copied about once
             grown = tuple(xp.zeros((*like.shape[:2], room, like.shape[3]), like.dtype) for _ in range(2))
-            if held is not None:
-                for new, old in zip(grown, held, strict=True):
+            if now is not None:
+                for new, old in zip(grown, now, strict=True):
                     new[:, :, : self.length] = old[:, :, : self.length]
-            self._layers[layer] = held = (grown[0], grown[1])
-        return held
+            self._layers[layer] = now = (grown[0], grown[1])
+        return now
 
     def advance(self, time: int) -> None:
         """All layers have appended `time` positions."""

@@ -36,8 +36,7 @@ class RopeScaling:
 class DecoderConfig:
     """The shape of a `DecoderModel`.
 
-    The defaults are the guide's: GPT-2's block with one ``qkv_proj``. `llama_shape` below gives the
-    other common shape.
+    The defaults are the guide's: GPT-2's block with one ``qkv_proj``. `llama_shape` below gives the other common shape.
     """
 
     vocab_size: int
@@ -86,7 +85,7 @@ class DecoderConfig:
             raise ValueError(f"rotary positions turn pairs of channels, so head_dim {self.head_dim} must be even")
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_at_least(value: Any, least: int) -> bool:
     return is_whole(value) and value >= least
 
 
@@ -104,9 +103,9 @@ CHOICES = {
 }
 # What each field must be by itself: its name, a test, the words for the error.
 CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    *((name, lambda value: _is_whole(value, 1), "at least 1 and a whole number") for name in SIZES),
+    *((name, lambda value: _is_at_least(value, 1), "at least 1 and a whole number") for name in SIZES),
     *(
-        (name, lambda value: _is_whole(value, 0), "at least 1 (0: the default) and a whole number")
+        (name, lambda value: _is_at_least(value, 0), "at least 1 (0: the default) and a whole number")
         for name in SIZES_WITH_DEFAULT
     ),
     *((name, _is_above_0, "a finite number above 0") for name in ("rope_theta", "norm_eps")),

@@ -1,4 +1,4 @@
-"""The language-model head fused with the cross-entropy: the (tokens x vocabulary) logits are never held whole.
+"""The language-model head fused with the cross-entropy: the (tokens x vocabulary) logits never exist all at once.
 
 Rows of hidden states go through in chunks; each chunk's logits become losses and, if a gradient will be wanted,
 gradients at once, in the forward pass, so that nothing is computed twice.

@@ -1,6 +1,6 @@
 """Which position a token has and how far back it may look: packing, padding and the cache as two small arrays.
 
-A query at position i sees the keys start <= j <= i. That one array of starts says all that masks say here, and since
+A query at position i sees the keys start <= j <= i. That one array of starts does what masks do elsewhere, and since
 a start is never behind its own query, no row of attention is ever fully masked.
 """
 

@@ -16,7 +16,7 @@ from tinyllm.backend.device import to_device
 from tinyllm.backend.names import few, kind_of, nearest
 from tinyllm.backend.table import of
 from tinyllm.frozen import FrozenWeight, stored
-from tinyllm.nn.tree import described, lines_of, storage_of
+from tinyllm.nn.tree import described, lines_of
 from tinyllm.tensor import Parameter
 
 Weight = Parameter | FrozenWeight
@@ -51,7 +51,7 @@ class Module:
     """
 
     training = True
-    # What a layer says of itself, so that nobody guesses it from a name.
+    # What a layer declares, so that nobody guesses it from its name.
     fewest = "float32"  # the storage of the fewest bits that its `weight` bears
     stays_float = False  # float32 also in a model that computes in half precision
     is_head = False  # turns channels into the vocabulary's logits
@@ -68,7 +68,7 @@ class Module:
         """What stands in this module's brackets: its own weights, their shapes, what keeps them, what trains."""
         weights = [(name, w) for name, w in _attributes(self) if isinstance(w, Weight)]
         return ", ".join(
-            f"{name} {w.shape} {storage_of(w)} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
+            f"{name} {w.shape} {stored(w).storage} {'trains' if w.requires_grad else 'frozen'}" for name, w in weights
         )
 
     def tree(self) -> list[str]:
@@ -89,7 +89,7 @@ class Module:
         return vars(self).items()
 
     def named_modules(self, prefix: str = "", wrapped: bool = True) -> Iterator[tuple[str, Module]]:
-        """This module and all below it, with their paths; without `wrapped` a wrapper stands for all that it holds."""
+        """This module and all below it, with their paths; without `wrapped` a wrapper stands for all inside it."""
         yield prefix, self
         if wrapped or self.inner() is self:
             for name, child in self.children():
@@ -249,7 +249,9 @@ def _load(places: list[Place], new: Any) -> None:
     """Another stored weight takes the old one's places; floats are copied into it, so that the state stays as it is."""
     old = places[0].weight
     if isinstance(new, FrozenWeight):
-        put(places, new.move(to_device))
+        moved = new.move(to_device)
+        moved.dtype = old.dtype  # it computes as this model does, whatever it was made for
+        put(places, moved)
     elif isinstance(old, Parameter):
         xp = of(old.data).xp
         old.data = xp.array(xp.asarray(stored(new).dense()), dtype=old.dtype)

@@ -6,16 +6,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from tinyllm.frozen import stored
+
 
 def described(module: Any) -> str:
     """The tree of a module, repeated blocks shown once, and below it the totals; a layer is one line."""
     lines = module.tree()
     return "\n".join([*lines, _totals(module)] if len(lines) > 1 else lines)
-
-
-def storage_of(weight: Any) -> str:
-    """What a weight is kept as: a dtype's name, or ``nf4``."""
-    return getattr(weight, "storage", weight.dtype.name)
 
 
 def lines_of(module: Any) -> list[str]:
@@ -44,8 +41,7 @@ def _totals(module: Any) -> str:
     """How many numbers there are, how many train, and the bytes of each way of keeping them."""
     total, training = module.num_parameters(), module.num_parameters(trainable_only=True)
     kept: dict[str, int] = {}
-    for _, w in module.named_weights():
-        arrays: Any = getattr(w, "data", w)
-        kept[storage_of(w)] = kept.get(storage_of(w), 0) + arrays.nbytes
+    for weight in (stored(w) for _, w in module.named_weights()):
+        kept[weight.storage] = kept.get(weight.storage, 0) + weight.nbytes
     by_storage = ", ".join(f"{storage} {n:,} bytes" for storage, n in kept.items())
     return f"{total:,} parameters, {training:,} of them train ({training / max(total, 1):.2%}); {by_storage or 'none'}"

@@ -2,7 +2,7 @@
 
 A rule names arrays only, never a Tensor (that would keep the whole graph behind it), and what it names is what is kept
 for backward: `add` keeps nothing, `exp` its output, `mul` both inputs. Constants may be Python numbers or arrays; they
-take the tensor's dtype, so a float32 model never turns float64. Two tensors of different dtypes are an error: say
+take the tensor's dtype, so a float32 model never turns float64. Two tensors of different dtypes are an error: write
 ``.astype`` where you mean it. Functions that give fractions make float32 of integers, as in PyTorch.
 """
 
@@ -112,8 +112,8 @@ def power(a: Any, exponent: Any) -> Tensor:
 
 
 def _constant_power(a: Tensor, exponent: Any) -> Tensor:
-    x = a.data
     exponent = getattr(exponent, "item", lambda: exponent)()  # a NumPy scalar would turn float32 to float64
+    x = floats(a) if isinstance(exponent, float) else a.data  # whole powers of integers are integers
     if exponent == 0:  # 0 * x ** -1 is not a number at x = 0
         return op(x**exponent, (a, lambda g: of(g).xp.zeros_like(g)))
     return op(x**exponent, (a, lambda g: g * (exponent * x ** (exponent - 1))))

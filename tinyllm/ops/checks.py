@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -16,12 +17,13 @@ F = TypeVar("F", bound=Callable)
 
 def of_tensor(function: F) -> F:
     """An operation on one tensor, which says so when it is given an array or another library's ``dim``."""
-    named = in_our_words()(function)
+    named, first = in_our_words()(function), next(iter(signature(function).parameters))
 
     @wraps(function)
-    def checked(a: Any, *args: Any, **given: Any) -> Tensor:
-        require_tensors(function.__name__, a)
-        return named(a, *args, **given) if given else function(a, *args)
+    def checked(*args: Any, **given: Any) -> Tensor:
+        if args or first in given:
+            require_tensors(function.__name__, args[0] if args else given[first])
+        return named(*args, **given) if given else function(*args)
 
     return cast(F, checked)
 

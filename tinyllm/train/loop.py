@@ -1,8 +1,8 @@
 """The training loop: batches, gradients, update; and the loss on what is held out.
 
 The batches of a step are a function of its number alone, so a loop that starts at step n goes on as if it had never
-stopped, once weights, moments and generator are put back. Putting them back, the log, the files and what to say about
-trouble are not the loop's: it calls them on an `Observer`, which does nothing by itself.
+stopped, once weights, moments and generator are put back. The loop does not put them back, nor does it write a log or
+files or explain a failure: it calls an `Observer`, which may do all this and by itself does nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TrainConfig:
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss, gradient or weight stopped being a number; of a run the message says in which layer and step."""
+    """A loss, gradient or weight stopped being a number; in a run, the message names the layer and the step."""
 
 
 class Observer:
@@ -199,12 +199,14 @@ def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None
         raise ValueError(f"max_batches must be at least 1 and a whole number, not {max_batches!r}")
     training, total, live = model.training, 0.0, 0
     model.eval()
-    with no_grad():
-        for i in range(len(loader) if max_batches is None else min(max_batches, len(loader))):
-            batch = loader.batch(i)
-            total += model.loss(batch.ids, batch.labels, batch.segment_ids).item() * batch.live
-            live += batch.live
-    model.train(training)
+    try:
+        with no_grad():
+            for i in range(len(loader) if max_batches is None else min(max_batches, len(loader))):
+                batch = loader.batch(i)
+                total += model.loss(batch.ids, batch.labels, batch.segment_ids).item() * batch.live
+                live += batch.live
+    finally:  # an evaluation that was stopped must not leave dropout off
+        model.train(training)
     return total / live
 
 
