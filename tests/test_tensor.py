@@ -25,10 +25,11 @@ from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.inspect.gradcheck import GradientError, gradcheck
 from tinyllm.inspect.graph import graph_svg
 from tinyllm.inspect.kept import cells_of, kept
-from tinyllm.lora import apply_lora
+from tinyllm.lora import apply_lora, get_lora_parameters
 from tinyllm.models import DecoderModel
 from tinyllm.models.head import linear_cross_entropy
 from tinyllm.nn import Linear, Module
+from tinyllm.optim import AdamW
 from tinyllm.tensor import (
     Parameter,
     Tensor,
@@ -878,3 +879,17 @@ def test_a_checkpointed_function_returns_one_tensor(returned):
     for context in (enable_grad, no_grad):
         with context(), pytest.raises(TypeError, match="must return one Tensor, not"):
             checkpoint(lambda x: returned, Tensor([1.0, 2.0], requires_grad=True))
+
+
+def test_a_training_step_asks_no_tensor_for_what_it_lacks(monkeypatch):
+    """Looking for the attribute that was meant takes a millisecond, and an operation may ask a thousand times a step."""
+    config = {"norm": "rms_norm", "activation": "swiglu", "positions": "rope", "qkv": "separate", "bias": False}
+    model = apply_lora(DecoderModel(29, 64, 2, **config), use_dora=True, dropout=0.1, verbose=False)
+
+    def asked(self, name):
+        raise AssertionError(f"a tensor was asked for {name}")
+
+    monkeypatch.setattr(Tensor, "__getattr__", asked)
+    ids = np.arange(12).reshape(2, 6)
+    model.loss(ids, ids).backward()
+    AdamW(get_lora_parameters(model)).step()

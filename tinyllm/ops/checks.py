@@ -36,7 +36,9 @@ def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
     TypeError
         If they have not, or x is no tensor.
     """
-    require_tensors(operation, x, *[y for y in others if y is not None and not hasattr(y, "storage")])
+    # Of what kind they are is asked first: a tensor that lacks an attribute looks for the one that was meant.
+    strangers = [y for y in others if not isinstance(y, Tensor | None) and not hasattr(y, "storage")]
+    require_tensors(operation, x, *strangers)
     for other in others:
         mixed = isinstance(other, Tensor) and other.dtype != x.dtype
         if mixed and not (x.dtype.itemsize == 2 and other.dtype == np.float32):
