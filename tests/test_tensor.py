@@ -882,7 +882,7 @@ def test_a_checkpointed_function_returns_one_tensor(returned):
 
 
 def test_a_training_step_asks_no_tensor_for_what_it_lacks(monkeypatch):
-    """Looking for the attribute that was meant takes a millisecond, and an operation may ask a thousand times a step."""
+    """Looking for the attribute that was meant takes a millisecond, and a step has a thousand operations."""
     config = {"norm": "rms_norm", "activation": "swiglu", "positions": "rope", "qkv": "separate", "bias": False}
     model = apply_lora(DecoderModel(29, 64, 2, **config), use_dora=True, dropout=0.1, verbose=False)
 
