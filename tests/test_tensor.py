@@ -16,7 +16,7 @@ import pytest
 
 from tinyllm import functional as F
 from tinyllm import ops
-from tinyllm.autograd import Node, _topological
+from tinyllm.autograd import Node, topological
 from tinyllm.backend import random
 from tinyllm.backend.table import Backend
 from tinyllm.frozen import Weight
@@ -162,7 +162,7 @@ def subsets(name):
 
 
 def rules_behind(y):
-    return [rule for node in _topological(y.node) for _, rule in node.edges]
+    return [rule for node in topological(y.node) for _, rule in node.edges]
 
 
 def test_every_operation_stands_in_the_table():
@@ -316,7 +316,7 @@ def test_no_reference_cycles(name):
         for use in (False, True):
             tensors = inputs_of(name)
             y = call(name, tensors)
-            seen = [weakref.ref(node) for node in _topological(y.node)] + [weakref.ref(t) for t in tensors]
+            seen = [weakref.ref(node) for node in topological(y.node)] + [weakref.ref(t) for t in tensors]
             if use:
                 y.backward(np.ones_like(y.data))
             del y, tensors
@@ -868,7 +868,7 @@ def test_graph_svg_has_a_box_for_every_node(tmp_path, monkeypatch):
         patch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         graph_svg(loss, model, kept_picture)
     assert kept_picture.read_text(encoding="utf-8") == "old"  # whole or not at all
-    assert text.count("<rect class=") == len(_topological(loss.node))
+    assert text.count("<rect class=") == len(topological(loss.node))
     assert "layers.1.mlp.up_proj.weight 32x8" in text and ">attention<" in text and text.startswith("<svg")
     with pytest.raises(RuntimeError, match="no graph"):
         graph_svg(loss.detach())

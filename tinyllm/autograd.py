@@ -28,7 +28,7 @@ class Node:
 
 def walk(root: Node, grad: Any) -> None:
     """Add the gradients that come of `grad` at `root` to ``.grad`` of every leaf; nodes are freed as they are used."""
-    order = _topological(root)
+    order = topological(root)
     gradients: dict[Node, Any] = {root: grad}
     ours: set[Node] = set()  # nodes whose gradient is an array that the engine may add to
     while order:
@@ -93,7 +93,7 @@ def _deliver(leaf: Any, g: Any, ours: bool) -> None:
         leaf.grad += g
 
 
-def _topological(root: Node) -> list[Node]:
+def topological(root: Node) -> list[Node]:
     """Nodes so that each stands after everything it was computed from; iterative, so depth is no limit."""
     order: list[Node] = []
     seen = {root}

@@ -192,8 +192,13 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     if isinstance(params, Tensor | Module) or not all(isinstance(p, Tensor) for p in params):
         raise TypeError("clip_grad_norm takes parameters, as model.parameters() gives them")
     norm = math.sqrt(sum(read(squared_norms(params))))
-    scale_grads(params, max_norm / norm if norm > max_norm else 1.0)
+    scale_grads(params, clip_factor(norm, max_norm))
     return norm
+
+
+def clip_factor(norm: float, max_norm: float) -> float:
+    """What brings gradients of this joint norm down to `max_norm`: 1 if they are not above it."""
+    return max_norm / norm if norm > max_norm else 1.0
 
 
 def squared_norms(params: Iterable[Parameter]) -> list[Any]:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tinyllm.autograd import Node, _topological
+from tinyllm.autograd import Node, topological
 from tinyllm.formats.atomic import write_text
 from tinyllm.inspect.kept import inputs_of, operation_of
 from tinyllm.nn import require_model
@@ -59,7 +59,7 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
         require_model(model)
     if loss.node is None:
         raise RuntimeError("there is no graph to draw: this tensor needs no gradient")
-    nodes = _topological(loss.node)
+    nodes = topological(loss.node)
     names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
     labels = {node: _label(node, names) for node in nodes}
     rows, chains = _layers(nodes)

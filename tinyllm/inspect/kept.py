@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd import Node, _topological
+from tinyllm.autograd import Node, topological
 from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.nn import require_model
 from tinyllm.tensor import Tensor, require_tensors
@@ -156,7 +156,7 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
     rows: list[Row] = []
     owned: list[Row] = []
     seen: set[int] = set()
-    for node in _topological(loss.node) if loss.node is not None else ():
+    for node in topological(loss.node) if loss.node is not None else ():
         for _, rule in node.edges or ():
             for name, thing in arrays_of(rule):
                 if id(thing) in seen:

@@ -102,7 +102,7 @@ def place_adapter(
 ) -> Module:
     """Put beside their layers what `check_adapter` has let pass, and make this adapter the active one."""
     for path in targets:
-        layer = _adapted(model, path)
+        layer = _wrapped(model, path, LoRALinear)
         kind = DoRA if config.use_dora else Adapter
         scale, rank = config.scale_of(path), config.rank_of(path)
         layer.adapters[adapter_name] = kind(layer.base_layer, rank, scale, config.dropout)
@@ -110,11 +110,11 @@ def place_adapter(
             layer.train_bias(adapter_name)
     for path in other_biases(model, targets) if config.bias == "all" else ():
         if isinstance(model.get(path), Linear | LoRALinear):
-            _adapted(model, path).train_bias(adapter_name)
+            _wrapped(model, path, LoRALinear).train_bias(adapter_name)
         else:
-            _saved(model, path).add_copy(adapter_name, bias_only=True)
+            _wrapped(model, path, SavedModule).add_copy(adapter_name, bias_only=True)
     for path in saved:
-        _saved(model, path).add_copy(adapter_name)
+        _wrapped(model, path, SavedModule).add_copy(adapter_name)
     adapter_configs(model)[adapter_name] = config
     remembered(model).merged_for_good = False
     model.train(model.training)
@@ -124,20 +124,11 @@ def place_adapter(
     return model
 
 
-def _adapted(model: Module, path: str) -> LoRALinear:
-    """The layer at `path`, wrapped if it is not yet."""
-    layer = model.get(path)
-    if not isinstance(layer, LoRALinear):
-        layer = LoRALinear(layer)
-        model.replace(path, layer)
-    return layer
-
-
-def _saved(model: Module, path: str) -> SavedModule:
-    """The module at `path`, wrapped if it is not yet."""
+def _wrapped(model: Module, path: str, wrapper: Any) -> Any:
+    """The module at `path` as a `LoRALinear` or a `SavedModule`: wrapped, if it is not yet."""
     module = model.get(path)
-    if not isinstance(module, SavedModule):
-        module = SavedModule(module)
+    if not isinstance(module, wrapper):
+        module = wrapper(module)
         model.replace(path, module)
     return module
 

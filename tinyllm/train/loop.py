@@ -18,7 +18,7 @@ from tinyllm.backend.names import in_our_words, is_real, is_whole, kind_of
 from tinyllm.data.batches import Batch, Loader
 from tinyllm.models import DecoderModel
 from tinyllm.nn import require_model
-from tinyllm.optim import SCHEDULES, AdamW, lr_factor, parameter_groups, scale_grads, squared_norms
+from tinyllm.optim import SCHEDULES, AdamW, clip_factor, lr_factor, parameter_groups, scale_grads, squared_norms
 from tinyllm.tensor import Parameter, no_grad
 from tinyllm.train.loss_scale import LossScale
 
@@ -186,7 +186,7 @@ def update(optimizer: AdamW, trained: list[Parameter], norm: float, max_grad_nor
     """Clip the gradients, whose norm is `norm`, and take one step; returns the norm, or -1 for a step left out."""
     if not math.isfinite(norm):  # float16 overflowed, and the next step has a smaller scale
         return -1.0
-    scale_grads(trained, (max_grad_norm / norm if norm > max_grad_norm else 1.0) / scale.value)
+    scale_grads(trained, clip_factor(norm, max_grad_norm) / scale.value)
     optimizer.step()
     scale.went_well()
     return norm
