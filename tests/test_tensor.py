@@ -24,7 +24,8 @@ from tinyllm.frozen.half import HalfWeight
 from tinyllm.frozen.nf4 import NF4Weight
 from tinyllm.inspect.gradcheck import GradientError, gradcheck
 from tinyllm.inspect.graph import graph_svg
-from tinyllm.inspect.kept import cells_of, kept
+from tinyllm.inspect.kept import kept
+from tinyllm.inspect.rules import cells_of
 from tinyllm.lora import apply_lora, get_lora_parameters
 from tinyllm.models import DecoderModel
 from tinyllm.models.head import linear_cross_entropy

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyllm.autograd import Node, topological
 from tinyllm.formats.atomic import write_text
-from tinyllm.inspect.kept import inputs_of, operation_of
+from tinyllm.inspect.rules import inputs_of, operation_of
 from tinyllm.nn import require_model
 from tinyllm.tensor import Tensor, require_tensors
 

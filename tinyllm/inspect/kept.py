@@ -1,23 +1,19 @@
-"""What every operation keeps for backward, read from the closures of the gradient rules.
-
-In this engine a rule *names* what it keeps, so the answer is exact: walk the graph, open each rule's closure cells, and
-list the arrays in them.
-"""
+"""What every operation keeps for backward: walk the graph, and list the arrays that its rules name (`rules.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
-from types import FunctionType
 from typing import Any
 
-import numpy as np
-
 from tinyllm.autograd import Node, topological
-from tinyllm.frozen.weight import FrozenWeight
-from tinyllm.nn import require_model
+from tinyllm.inspect.rules import arrays_of, cells_of, inputs_of, operation_of, owner
+from tinyllm.nn import Module, require_model
 from tinyllm.tensor import Tensor, require_tensors
+
+ELSEWHERE = "elsewhere"  # outside of the numbered layers: embedding, last norm, head
+COLUMNS = ("operation", "array", "shape", "dtype", "bytes")
 
 
 @dataclass(frozen=True)
@@ -29,11 +25,16 @@ class Row:
     operation : str
         The function that recorded the rule.
     name : str
-        What the rule calls the array; for arrays of the model, the path of the weight.
+        What the rule calls the array; for arrays of the model, the path of the weight. Single numbers that one
+        operation keeps in one layer share a row, which says how many they are.
     shape : tuple of int
+        As the rule sees it; of a weight, the weight's.
     dtype : str
         For a stored weight, its storage (``"nf4"``).
     bytes : int
+        Of the whole array that stays in memory, which is larger than `shape` says where the rule names a view.
+    layer : str or None
+        The path of the numbered layer, ``"layers.3"``, or ``"elsewhere"``; None where no model was given.
     """
 
     operation: str
@@ -41,17 +42,18 @@ class Row:
     shape: tuple[int, ...]
     dtype: str
     bytes: int
+    layer: str | None = None
 
 
 class Kept(list[Row]):
-    """A list of `Row`; printed or shown in a notebook, it is a table.
+    """A list of `Row`; printed or shown in a notebook, it is a table, with the sums below it if a model was given.
 
     Attributes
     ----------
     owned : list of Row
         Arrays the rules name, but that the model holds anyway.
-    total : int
-        Bytes of the rows, without `owned`.
+    total, owned_total : int
+        Bytes of the rows, without `owned`, and of `owned`.
     """
 
     def __init__(self, rows: list[Row], owned: list[Row]):
@@ -62,51 +64,83 @@ class Kept(list[Row]):
     def total(self) -> int:
         return sum(row.bytes for row in self)
 
+    @property
+    def owned_total(self) -> int:
+        return sum(row.bytes for row in self.owned)
+
+    def by_operation(self) -> dict[str, int]:
+        """Bytes of the rows by operation, the largest first."""
+        sums = _sums((row.operation, row.bytes) for row in self)
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def by_layer(self) -> dict[str, int]:
+        """Bytes of the rows by layer, in the order of the forward pass.
+
+        What several layers use (the tables of RoPE) counts in the first of them.
+
+        Raises
+        ------
+        ValueError
+            If `kept` was given no model: the graph alone knows operations, and no layers.
+        """
+        if any(row.layer is None for row in self):
+            raise ValueError("which layer an array belongs to is known from the model: kept(loss, model)")
+        return _sums((str(row.layer), row.bytes) for row in self)
+
     def __str__(self) -> str:
-        lines = ["kept for backward", *_table([*self, Row("total", "", (), "", self.total)])]
-        if self.owned:
-            count = Row("total", "", (), "", sum(row.bytes for row in self.owned))
-            title = "named by rules, but the model's own (outside the total above)"
-            lines += ["", title, *_table([*self.owned, count])]
-        return "\n".join(lines)
+        return "\n\n".join("\n".join([title, *_aligned(rows)]) for title, rows in self._tables())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [_html("kept for backward", self)]
+        return "\n".join(_html(title, rows) for title, rows in self._tables())
+
+    def _tables(self) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+        """Each table's title and its cells, head and sum included."""
+        yield "kept for backward", [COLUMNS, *map(_cells, self), _sum_of(self.total, 5)]
         if self.owned:
-            parts.append(_html("named by rules, but the model's own (outside the total above)", self.owned))
-        return "\n".join(parts)
+            title = "named by rules, but the model's own (outside the total above)"
+            yield title, [COLUMNS, *map(_cells, self.owned), _sum_of(self.owned_total, 5)]
+        if self and self[0].layer is not None:
+            for word, sums in (("operation", self.by_operation()), ("layer", self.by_layer())):
+                rows = [(name, f"{n:,}") for name, n in sums.items()]
+                yield f"kept for backward, by {word}", [(word, "bytes"), *rows, _sum_of(self.total, 2)]
 
 
-HEAD = ("operation", "array", "shape", "dtype", "bytes")
+def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for name, n in pairs:
+        sums[name] = sums.get(name, 0) + n
+    return sums
 
 
-def _cells(row: Row) -> tuple[str, str, str, str, str]:
-    return row.operation, row.name, str(row.shape) if row.dtype else "", row.dtype, f"{row.bytes:,}"
+def _cells(row: Row) -> tuple[str, ...]:
+    return row.operation, row.name, str(row.shape), row.dtype, f"{row.bytes:,}"
 
 
-def _html(title: str, rows: list[Row]) -> str:
-    """The rows and their sum as a table of HTML; names come from a user's code, so every text is escaped."""
+def _sum_of(total: int, columns: int) -> tuple[str, ...]:
+    return ("total", *[""] * (columns - 2), f"{total:,}")
+
+
+def _html(title: str, rows: list[tuple[str, ...]]) -> str:
+    """A table of HTML; names come from a user's code, so every text is escaped."""
 
     def line(cells: tuple[str, ...], tag: str = "td") -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    total = Row("total", "", (), "", sum(row.bytes for row in rows))
-    body = "\n".join(line(_cells(row)) for row in rows)
+    body = "\n".join(map(line, rows[1:-1]))
     return (
-        f"<table><caption>{escape(title)}</caption>\n<thead>{line(HEAD, 'th')}</thead>\n"
-        f"<tbody>{body}</tbody>\n<tfoot>{line(_cells(total), 'th')}</tfoot></table>"
+        f"<table><caption>{escape(title)}</caption>\n<thead>{line(rows[0], 'th')}</thead>\n"
+        f"<tbody>{body}</tbody>\n<tfoot>{line(rows[-1], 'th')}</tfoot></table>"
     )
 
 
-def _table(rows: list[Row]) -> list[str]:
-    """The rows as aligned text; the last one is the sum."""
-    cells = [HEAD, *map(_cells, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(5)]
-    form = "  ".join(f"{{:<{n}}}" for n in widths[:4]) + f"  {{:>{widths[4]}}}"
-    lines = [form.format(*row) for row in cells]
-    rule = "-" * (sum(widths) + 8)
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """The rows as text, the last column to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "  ".join([f"{{:<{n}}}" for n in widths[:-1]] + [f"{{:>{widths[-1]}}}"])
+    lines = [form.format(*row) for row in rows]
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
     return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
 
 
@@ -114,8 +148,9 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
     """List what the graph behind `loss` keeps for its backward.
 
     Each array counts once, under the first operation that names it (in the order of the forward pass). A view counts
-    with the array it looks into, since that is what stays in memory. A `checkpoint` keeps its inputs; what its function
-    names is not opened.
+    with the bytes of the array it looks into, since that is what stays in memory; its row says the shape that the rule
+    sees. Single numbers of one operation share a row. A `checkpoint` keeps its inputs; what its function names is not
+    opened.
 
     Parameters
     ----------
@@ -123,11 +158,12 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
         Any recorded tensor. One that needs no gradient keeps nothing.
     model : Module, optional
         Arrays that are its weights are listed apart, in ``.owned``: they would be in memory without backward, too.
+        Its paths tell in which layer a row belongs.
 
     Returns
     -------
     Kept
-        A list of rows with ``.total``, in bytes; prints as a table.
+        A list of rows with ``.total``, in bytes, ``.by_operation()`` and ``.by_layer()``; prints as a table.
 
     Raises
     ------
@@ -150,79 +186,74 @@ def kept(loss: Tensor, model: Any = None) -> Kept:
     require_tensors("kept", loss)
     if model is not None:
         require_model(model)
-    weights: dict[int, tuple[str, Any]] = {}  # what a rule may name -> its path, and the weight that it belongs to
-    for path, weight in () if model is None else model.named_weights():
-        weights.setdefault(id(owner(getattr(weight, "data", weight))), (path, weight))
+    weights = _owned(model)
+    layer = None if model is None else ELSEWHERE
     rows: list[Row] = []
     owned: list[Row] = []
     seen: set[int] = set()
     for node in topological(loss.node) if loss.node is not None else ():
+        if model is not None:
+            layer = _layer_of(node, weights, model) or layer
         for _, rule in node.edges or ():
             for name, thing in arrays_of(rule):
-                if id(thing) in seen:
+                base = owner(thing)
+                if id(base) in seen:
                     continue
-                seen.add(id(thing))
+                seen.add(id(base))
                 dtype = getattr(thing, "storage", thing.dtype.name)
-                name, shaped = weights.get(id(thing), (name, thing))  # what a file was read into may be flat
-                row = Row(operation_of(rule), name, tuple(shaped.shape), dtype, int(thing.nbytes))
-                (owned if id(thing) in weights else rows).append(row)
-    return Kept(rows, owned)
+                name, shaped = weights.get(id(base), (name, thing))  # what a file was read into may be flat
+                row = Row(operation_of(rule), name, tuple(shaped.shape), dtype, int(base.nbytes), layer)
+                (owned if id(base) in weights else rows).append(row)
+    return Kept(_numbers_together(rows), owned)
 
 
-def inputs_of(node: Node) -> list[Node]:
-    """The nodes that a node was computed from and sends gradients to; one may stand there twice."""
-    return [source for sources, _ in node.edges or () for source in sources if source is not None]
+def _owned(model: Module | None) -> dict[int, tuple[str, Any]]:
+    """The id of what a rule may name -> the path, and the weight that it belongs to."""
+    found: dict[int, tuple[str, Any]] = {}
+    for path, weight in () if model is None else model.named_weights():
+        found.setdefault(id(owner(getattr(weight, "data", weight))), (path, weight))
+    return found
 
 
-def operation_of(rule: Callable) -> str:
-    """The name of the function that made the rule."""
-    return getattr(rule, "__qualname__", type(rule).__name__).split(".")[0]
+def _layer_of(node: Node, weights: dict[int, tuple[str, Any]], model: Module) -> str | None:
+    """The layer whose weights the operation uses or, checkpointed, whose function it is; None if it has neither.
+
+    Such a one (attention, say) belongs where the operation before it does: each layer comes after the one below it.
+    """
+    for source in inputs_of(node):
+        leaf = None if source.leaf is None else source.leaf()
+        if leaf is not None and id(owner(leaf.data)) in weights:
+            return _numbered(weights[id(owner(leaf.data))][0])
+    for _, rule in node.edges or ():
+        for _, thing in arrays_of(rule):
+            if id(owner(thing)) in weights:
+                return _numbered(weights[id(owner(thing))][0])
+        named = [value for _, function in cells_of(rule) for _, value in cells_of(function)]
+        for path, module in model.named_modules() if any(isinstance(v, Module) for v in named) else ():
+            if any(module is value for value in named):
+                return _numbered(path)
+    return None
 
 
-def arrays_of(rule: Callable) -> Iterator[tuple[str, Any]]:
-    """Pairs of name and array (or FrozenWeight) that a rule names; views are replaced by what they look into."""
-    inside = operation_of(rule) != "checkpoint"
-    for name, value in cells_of(rule):
-        yield from _arrays_in(name, value, inside)
+def _numbered(path: str) -> str:
+    """The path up to its first number: "layers.3" of "layers.3.mlp.up_proj.weight"."""
+    words = path.split(".")
+    place = next((i for i, word in enumerate(words) if word.isdigit()), None)
+    return ELSEWHERE if place is None else ".".join(words[: place + 1])
 
 
-def cells_of(rule: Any) -> Iterator[tuple[str, Any]]:
-    """Pairs of name and value in a function's closure and default arguments."""
-    code = getattr(rule, "__code__", None)
-    if code is None:
-        return
-    for name, cell in zip(code.co_freevars, rule.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # a name that was never given a value
-            continue
-    defaults = rule.__defaults__ or ()
-    arguments = code.co_varnames[: code.co_argcount]
-    yield from zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
-    yield from (rule.__kwdefaults__ or {}).items()
-
-
-def _arrays_in(name: str, value: Any, functions: bool) -> Iterator[tuple[str, Any]]:
-    value = getattr(value, "array", value)  # the face of a weight on an array
-    if isinstance(value, FrozenWeight):
-        yield name, value
-    elif is_array(value):
-        yield name, owner(value)
-    elif isinstance(value, tuple | list):
-        for i, item in enumerate(value):
-            yield from _arrays_in(f"{name}[{i}]", item, functions)
-    elif functions and isinstance(value, FunctionType):
-        for inner, item in cells_of(value):
-            yield from _arrays_in(f"{name}.{inner}", item, functions)
-
-
-def is_array(value: Any) -> bool:
-    """Whether this is an array of NumPy or CuPy (their scalars are not)."""
-    return hasattr(value, "__array_function__") and not isinstance(value, np.generic)
-
-
-def owner(array: Any) -> Any:
-    """The array whose memory this one looks into; itself if that is its own."""
-    while is_array(getattr(array, "base", None)):
-        array = array.base
-    return array
+def _numbers_together(rows: list[Row]) -> list[Row]:
+    """Single numbers, such as LoRA's alpha / r, in one row an operation and layer, where the first of them stood."""
+    numbers: dict[Any, list[Row]] = {}
+    for row in rows:
+        if row.shape == ():
+            numbers.setdefault((row.operation, row.dtype, row.layer), []).append(row)
+    together: list[Row] = []
+    for row in rows:
+        alike = numbers.get((row.operation, row.dtype, row.layer), []) if row.shape == () else [row]
+        if len(alike) > 1 and row is alike[0]:
+            name, n = f"{len(alike)} numbers", sum(each.bytes for each in alike)
+            together.append(Row(row.operation, name, (), row.dtype, n, row.layer))
+        elif len(alike) == 1:
+            together.append(row)
+    return together
