@@ -21,20 +21,23 @@ import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
+from tinyllm.backend.table import part
 from tinyllm.frozen import Weight, stored
 from tinyllm.nn import Dropout, Linear, Module
 from tinyllm.tensor import Parameter, Tensor
 
 
-def lora_update(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+@part
+def lora_update(x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
-    h = F.linear(x, a)  # (..., r)
-    return F.linear(h * scale, b)
+    h = F.linear(x, A)  # (..., r)
+    return F.linear(h * scale, B)
 
 
-def lora_fold(w: Any, a: Any, b: Any, scale: float) -> Any:
-    """W + scale * B A, of arrays; w (rows, in), a (r, in), b (rows, r)."""
-    return w + scale * (b @ a)
+@part
+def lora_fold(w: Any, A: Any, B: Any, scale: float) -> Any:
+    """W + scale * B A, of arrays; w (rows, in), A (r, in), B (rows, r)."""
+    return w + scale * (B @ A)
 
 
 def trained_dtype(dtype: np.dtype) -> np.dtype:
