@@ -252,7 +252,9 @@ def as_met(result):
     """Each number once, in the order in which one comes across it."""
     order = [result]
     for number in order:
-        order += [parent for parent, _ in number.parents if parent not in order]
+        for parent, _ in number.parents:
+            if parent not in order:
+                order.append(parent)
     return order
 
 
@@ -276,6 +278,7 @@ a, y = graph()
 walk(y, reversed(inputs_first(y)), add=False)
 found["= for +="] = a.grad
 assert found["right"] == 33 and all(found[wrong] != 33 for wrong in ("called twice", "as met", "= for +="))
+assert found["called twice"] != 2 * 33
 kit.say("; ".join(f"{name}: {grad:.0f}" for name, grad in found.items()) + ".")
 
 # %% [markdown]
@@ -395,7 +398,8 @@ assert (by_hand == [1.0, -0.5, -0.5]).all()
 # first.)
 #
 # Two wrong rules beside it. One keeps only the **diagonal**, the path from each score to its own share. The other
-# returns zeros: attention then hands no gradient on to its scores, and the weights that make them never learn.
+# returns zeros: attention then hands no gradient on to its scores, and the weights that make the scores get none
+# either.
 
 # %%
 def diagonal(xp, g, y):
@@ -416,7 +420,10 @@ def trained(rule):
 
 # %% [markdown]
 # Now each of the three rules fine-tunes the real model: it wrote Shakespeare's plays so far, and shall learn from the
-# Jargon File, an old dictionary of hackers' slang. Same start, same text, thirty steps.
+# Jargon File, an old dictionary of hackers' slang. Same start, same text, thirty steps. The loss is the mean, over
+# all tokens, of minus the logarithm of the probability that the model gave to the token that did come. Its unit is
+# the **nat**. Whoever believes all 1,024 tokens of this model to be alike has a loss of $\log 1024 = 6.93$; to know
+# everything gives 0.
 
 # %% [markdown]
 # **Predict.** By how much will the loss fall with the right rule? With the diagonal? With zeros?
@@ -427,13 +434,17 @@ runs, ends = {}, {}
 for name, rule in rules.items():
     runs[name], ends[name] = trained(rule)
 fell = {name: losses[0] - float(np.mean(losses[-5:])) for name, losses in runs.items()}
+with tinyllm.use(softmax_backward=zeros):
+    lost = [name for name, g in gradients().items() if not g.any()]
 assert all(fell[name] > 0.9 * fell["right"] for name in rules)
+assert len(lost) == 10 and all("q_proj" in name or "k_proj" in name for name in lost)
 kit.say(
     "From the first step to the mean of the last five the loss fell by "
     + ", ".join(f"{fall:.3f} ({name})" for name, fall in fell.items())
     + ". On text that none of them has learned they end at "
     + ", ".join(f"{end:.3f} ({name})" for name, end in ends.items())
-    + "."
+    + f". And with zeros, {len(lost)} of the model's {len(mine)} parameters got no gradient: the two matrices of each layer "
+    "that make the scores."
 )
 
 # %% [markdown]
@@ -464,7 +475,7 @@ def figure_differences(runs):
 
 apart = figure_differences(runs)
 largest = max(abs(d) for difference in apart.values() for d in difference)
-assert apart["zeros"][0] == 0 and largest < 0.2 * fell["right"]
+assert apart["zeros"][0] == 0 and largest < 0.3 * fell["right"]
 kit.say(
     f"At step 0 nothing differs, since the rules only matter for the update after it. The largest distance ever is "
     f"{largest:.3f}, where the right run falls by {fell['right']:.3f}. The last five steps lie on average "
