@@ -443,8 +443,8 @@ kit.say(
     + ", ".join(f"{fall:.3f} ({name})" for name, fall in fell.items())
     + ". On text that none of them has learned they end at "
     + ", ".join(f"{end:.3f} ({name})" for name, end in ends.items())
-    + f". And with zeros, {len(lost)} of the model's {len(mine)} parameters got no gradient: the two matrices of each layer "
-    "that make the scores."
+    + f". And with zeros, {len(lost)} of the model's {len(mine)} parameters got no gradient: the two matrices of each "
+    "layer that make the scores."
 )
 
 # %% [markdown]
