@@ -24,7 +24,7 @@ KINDS, ASKED = {"FrozenWeight", "HalfWeight", "NF4Weight", "Dense"}, 12
 
 # What a learner need not read to understand how a model is trained.
 WINGS = [
-    "assets/", "backend/cpu/", "backend/cuda/", "backend/ghost/", "cli/", "data/", "formats/", "inspect/",
+    "assets/", "backend/cpu/", "backend/cuda/", "backend/ghost/", "cli/", "course/", "data/", "formats/", "inspect/",
     "lora/peft/", "models/checkpoints/", "models/families/", "train/checkpoint.py", "train/earlier.py",
     "train/interrupt.py", "train/log.py", "train/run.py", "train/trouble.py",
 ]  # fmt: skip

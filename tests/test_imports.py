@@ -33,6 +33,7 @@ ORDER = [
     ["data"],
     ["inspect"],
     ["train"],
+    ["course"],
     ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

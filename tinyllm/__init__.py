@@ -20,7 +20,7 @@ The book, to be read in this order (a test holds that every file of it stands he
 11  writing     generate.py
 
 The wings: backend's cpu, cuda and ghost, formats, the rest of data, models' checkpoints and families, lora/peft,
-inspect, cli, assets, a run's files in train.
+inspect, course, cli, assets, a run's files in train.
 """
 
 from tinyllm import functional, nn, ops, optim
@@ -35,7 +35,7 @@ from tinyllm.inspect.kept import kept
 from tinyllm.lora.peft.adapter import load_adapter, save_adapter
 from tinyllm.tensor import Parameter, Tensor, checkpoint, enable_grad, no_grad
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Parameter",

@@ -1,6 +1,7 @@
 """The operations of a neural network, each with its rules; names follow ``torch.nn.functional``.
 
-The arithmetic inside them is the backend's (`backend/primitives.py`), called through the table.
+The arithmetic inside them is the backend's (`backend/primitives.py`), called through the table. What a rule names is
+kept, and `kept` shows it under that name; so where a rule names an input's array, the array takes the tensor's name.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ def gelu(x: Tensor, approximate: bool = False) -> Tensor:
     """x * Phi(x), through erf or by GPT-2's tanh formula."""
     if not isinstance(approximate, bool):
         raise TypeError(f"gelu: approximate is True (tanh) or False (erf), not {approximate!r}")
-    be, a = of(x.data), floats(x)
-    return op(be.gelu(a, approximate), (x, lambda g: be.gelu_backward(g, a, approximate)))
+    be, given, x = of(x.data), x, floats(x)
+    return op(be.gelu(x, approximate), (given, lambda g: be.gelu_backward(g, x, approximate)))
 
 
 @of_tensor
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
-    be, a = of(x.data), floats(x)
+    be, given, x = of(x.data), x, floats(x)
 
     def silu_rule(g: Any) -> Any:
-        s = be.sigmoid(a)
-        return g * (s * (1 + a * (1 - s)))
+        s = be.sigmoid(x)
+        return g * (s * (1 + x * (1 - s)))
 
-    return op(a * be.sigmoid(a), (x, silu_rule))
+    return op(x * be.sigmoid(x), (given, silu_rule))
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -65,8 +66,8 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     check_shape("silu_mul", "up", up, gate.shape)
     if gate.dtype != up.dtype:
         raise TypeError(f"silu_mul: the tensors are {gate.dtype} and {up.dtype}; convert one with .astype()")
-    be, a, b = of(gate.data), gate.data, up.data
-    return op(be.silu_mul(a, b), ((gate, up), lambda g, needs: be.silu_mul_backward(g, a, b)))
+    be, given, gate, up = of(gate.data), (gate, up), gate.data, up.data
+    return op(be.silu_mul(gate, up), (given, lambda g, needs: be.silu_mul_backward(g, gate, up)))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -78,18 +79,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """
     check_dtypes("rms_norm", x, weight)
     check_shape("rms_norm", "weight", weight, x.shape[-1:])
-    be, a, w = of(x.data), x.data, weight.data
-    y, inverse = be.rms_norm(a, w, eps)
-    n = a.shape[-1]
+    be, given, x, w = of(x.data), x, x.data, weight.data
+    y, inverse = be.rms_norm(x, w, eps)
+    n = x.shape[-1]
     if not (be.undoes("rms_norm") and w.all()):
         return op(
             y,
-            (x, lambda g: be.rms_norm_backward(g, a, w, inverse)),
-            (weight, lambda g: (g * (a * inverse)).reshape(-1, n).sum(axis=0)),
+            (given, lambda g: be.rms_norm_backward(g, x, w, inverse)),
+            (weight, lambda g: (g * (x * inverse)).reshape(-1, n).sum(axis=0)),
         )
     return op(
         y,
-        (x, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)),
+        (given, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)),
         (weight, lambda g: (g * y).reshape(-1, n).sum(axis=0) / w),
     )
 
@@ -99,13 +100,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     check_dtypes("layer_norm", x, weight, bias)
     check_shape("layer_norm", "weight", weight, x.shape[-1:])
     check_shape("layer_norm", "bias", bias, x.shape[-1:])
-    be, a, w = of(x.data), x.data, weight.data
-    y, mean, inverse = be.layer_norm(a, w, bias.data, eps)
-    n = a.shape[-1]
+    be, given, x, w = of(x.data), x, x.data, weight.data
+    y, mean, inverse = be.layer_norm(x, w, bias.data, eps)
+    n = x.shape[-1]
     return op(
         y,
-        (x, lambda g: be.layer_norm_backward(g, a, w, mean, inverse)),
-        (weight, lambda g: (g * ((a - mean) * inverse)).reshape(-1, n).sum(axis=0)),
+        (given, lambda g: be.layer_norm_backward(g, x, w, mean, inverse)),
+        (weight, lambda g: (g * ((x - mean) * inverse)).reshape(-1, n).sum(axis=0)),
         (bias, lambda g: g.reshape(-1, n).sum(axis=0)),
     )
 
@@ -154,11 +155,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Any = None, scale: float 
         raise TypeError(f"attention: q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; convert with .astype()")
     if starts is not None:
         starts = _checked_starts(starts, q, k)
-    be, a, b, c = of(q.data), q.data, k.data, v.data
-    scale = 1 / math.sqrt(a.shape[-1]) if scale is None else float(scale)  # a NumPy float64 would widen q
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy float64 would widen q
+    be, given, q, k, v = of(q.data), (q, k, v), q.data, k.data, v.data
     return op(
-        be.attention(a, b, c, scale, starts),
-        ((q, k, v), lambda g, needs: be.attention_backward(g, a, b, c, scale, starts)),
+        be.attention(q, k, v, scale, starts),
+        (given, lambda g, needs: be.attention_backward(g, q, k, v, scale, starts)),
     )
 
 
@@ -233,11 +234,11 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     if shape[-1] != n_in:
         raise ValueError(f"linear: the input has {shape[-1]} features, the weight {w.shape} takes {n_in}")
     w = w.computing_in(x.dtype)
-    rows = x.data.reshape(-1, n_in)
-    y = w.multiply(rows).reshape(*shape[:-1], n_out)
+    given, x = x, x.data.reshape(-1, n_in)
+    y = w.multiply(x).reshape(*shape[:-1], n_out)
     edges: list = [
-        (x, lambda g: w.multiply_back(g.reshape(-1, n_out)).reshape(shape)),
-        (weight, lambda g: be.matmul(g.reshape(-1, n_out).T, rows).astype(kept_as, copy=False)),
+        (given, lambda g: w.multiply_back(g.reshape(-1, n_out)).reshape(shape)),
+        (weight, lambda g: be.matmul(g.reshape(-1, n_out).T, x).astype(kept_as, copy=False)),
     ]
     if bias is not None:
         check_shape("linear", "bias", bias, (n_out,))
@@ -263,15 +264,15 @@ def cross_entropy(logits: Tensor, targets: Any) -> Tensor:
         If the targets are no integers.
     """
     be, shape = of(logits.data), logits.shape
-    rows = logits.data.reshape(-1, shape[-1])
+    given, logits = logits, logits.data.reshape(-1, shape[-1])
     labels, n = live_targets(be.xp, targets, shape)
-    losses, lse = be.cross_entropy(rows, labels)
+    losses, lse = be.cross_entropy(logits, labels)
 
     def cross_entropy_rule(g: Any) -> Any:
         each = be.xp.broadcast_to(g / n, labels.shape)
-        return be.cross_entropy_backward(each, rows, labels, lse).reshape(shape)
+        return be.cross_entropy_backward(each, logits, labels, lse).reshape(shape)
 
-    return op(losses.sum() / n, (logits, cross_entropy_rule))
+    return op(losses.sum() / n, (given, cross_entropy_rule))
 
 
 def live_targets(xp: Any, targets: Any, shape: tuple[int, ...]) -> tuple[Any, int]:

@@ -1,0 +1,6 @@
+"""What the lessons share: the small model and its texts, a timer, sentences and figures, exercises."""
+
+from tinyllm.course import kit
+from tinyllm.course.exercises import check
+
+__all__ = ["check", "kit"]
