@@ -2,8 +2,8 @@
 
 `table.py` has the Backend, `replacement.py` has `use`, `primitives.py` the functions, `random.py` the generator,
 `device.py` where arrays are made. Weights in fewer bits are `half.py`, `nf4.py` and, for the scales of NF4,
-`double_quant.py` with `torch_sum.py`; `names.py` has words for messages. `cpu/` has how cores share the functions, `cuda/` the kernels,
-`ghost/` arrays without content.
+`double_quant.py` with `torch_sum.py`; `names.py` has words for messages. `cpu/` has how cores share the functions,
+`cuda/` the kernels, `ghost/` arrays without content.
 """
 
 from __future__ import annotations
