@@ -28,7 +28,7 @@ LIMITS = {
     "qlora_7b": 180,
     "peer_lora_135m": 90,
     "peer_qlora_7b": 150,
-    "kernels": 120,
+    "kernels": 200,
     "qlora_135m": 60,
     "peer_qlora_135m": 90,
     "lora_7b": 150,
@@ -47,7 +47,8 @@ def run_part(part: str, limit: float, dry: bool) -> dict[str, Any]:
     record = {"part": part, "wall_seconds": round(time.perf_counter() - began, 1)}
     said, complained = done.stdout.strip().splitlines(), done.stderr.strip().splitlines()
     if done.returncode or not said:
-        return record | {"failed": complained[-1] if complained else f"exit {done.returncode}", "stderr": complained[-12:]}
+        why = complained[-1] if complained else f"exit {done.returncode}"
+        return record | {"failed": why, "stderr": complained[-12:]}
     return record | json.loads(said[-1])
 
 

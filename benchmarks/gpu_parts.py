@@ -1,4 +1,4 @@
-"""The parts of `gpu.py`, one a process: `python benchmarks/gpu_parts.py PART [--dry-run]` prints a line of JSON last."""
+"""The parts of `gpu.py`, one a process: `gpu_parts.py PART [--dry-run]` prints a line of JSON last."""
 
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ def about(dry: bool) -> dict[str, Any]:
     """Versions, the card, and what a plain copy reaches on it: the measure of every kernel."""
     import gpu_kernels
 
-    said = {"python": platform.python_version(), "numpy": np.__version__, "tinyllm": tinyllm.__version__, "dry_run": dry}
+    said = {"python": platform.python_version(), "numpy": np.__version__, "tinyllm": tinyllm.__version__}
+    said["dry_run"] = dry
     if dry:
         return said | {"device": "none: the kernels were run by g++, so no time here means anything"}
     xp = backend().xp
     card = xp.cuda.runtime.getDeviceProperties(0)
     free, whole = xp.cuda.Device().mem_info
     said |= {"cupy": xp.__version__, "device": card["name"].decode(), "memory": whole, "free": free}
-    return said | {"driver": xp.cuda.runtime.driverGetVersion(), "copy_GB/s": gpu_kernels.copy_speed(xp, 1 << 30, dry) / 1e9}
+    said["driver"] = xp.cuda.runtime.driverGetVersion()
+    return said | {"copy_GB/s": gpu_kernels.copy_speed(xp, 1 << 30, dry) / 1e9}
 
 
 def values(dry: bool) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Losses(Observer):
 
 
 def training_equals_cpu(dry: bool) -> dict[str, Any]:
-    """The embedded base, LoRA and QLoRA, by the engine's loop in float32 here and on the CPU; then in half precision."""
+    """The embedded base, LoRA and QLoRA, by the engine's loop, in float32 here and on the CPU; then in half."""
     folder, steps = assets.path("base"), 2 if dry else 12
     data = load_text(assets.jargon()[:8000], Tokenizer.load(folder), 64)
     found: dict[str, Any] = {}
@@ -103,7 +105,7 @@ def training_equals_cpu(dry: bool) -> dict[str, Any]:
     for name, (storage, more) in runs.items():
         there, here = np.array(on_card[name]), np.array(run(storage, **more))
         gap = np.abs(there - here) / np.abs(here)
-        found[name] = {"card": there[:, 0].tolist(), "cpu": here[:, 0].tolist(), "largest_relative_gap": float(gap.max())}
+        found[name] = {"card": there[:, 0].tolist(), "cpu": here[:, 0].tolist(), "largest_gap": float(gap.max())}
     return found | {name: [loss for loss, _ in seen] for name, seen in half.items()}
 
 

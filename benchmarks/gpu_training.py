@@ -96,8 +96,9 @@ def training(model: DecoderModel, shape: Shape) -> dict[str, Any]:
         most = peak()
     seconds = statistics.median(taken)
     found = {
-        "seconds_a_step": seconds, "tokens_a_second": ids.size / seconds, "all_seconds": taken,
-        "host_seconds": statistics.median(submitted[shape.warm :]), "peak_bytes": most, "losses": losses,
+        "seconds_a_step": seconds, "tokens_a_second": ids.size / seconds,
+        "all_seconds": taken, "host_seconds": statistics.median(submitted[shape.warm :]), "peak_bytes": most,
+        "losses": losses,
     }  # fmt: skip
     if on_card():
         free, whole = backend().xp.cuda.Device().mem_info
@@ -106,7 +107,7 @@ def training(model: DecoderModel, shape: Shape) -> dict[str, Any]:
 
 
 def busy(step: Callable[[], Any]) -> dict[str, Any]:
-    """How long the card's kernels ran in one step, and which ones: torch's profiler sees every kernel of the process."""
+    """How long the card's kernels ran in one step, and which: torch's profiler sees every kernel of the process."""
     if not on_card():
         return {}
     try:

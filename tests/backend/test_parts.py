@@ -11,7 +11,7 @@ import tinyllm
 from tinyllm import autograd, optim
 from tinyllm import functional as F
 from tinyllm.backend import double_quant, half
-from tinyllm.backend.table import PARTS, is_own
+from tinyllm.backend.table import REPLACEABLE, is_own
 from tinyllm.generate import generate
 from tinyllm.lora import apply_lora, layer, merge_lora
 from tinyllm.models import DecoderModel
@@ -88,12 +88,12 @@ FELT = {
 
 def equal(name):
     """The engine's own, in a function of the same parameters."""
-    own = PARTS[name].__wrapped__
+    own = REPLACEABLE[name].__wrapped__
     return functools.wraps(own)(lambda *args, **named: own(*args, **named))
 
 
 def test_every_part_is_tried_here():
-    assert set(FELT) == set(PARTS)
+    assert set(FELT) == set(REPLACEABLE)
 
 
 @pytest.mark.parametrize("name", FELT)
@@ -101,9 +101,9 @@ def test_an_equal_part_changes_no_bit(name):
     compute, _ = FELT[name]
     before = compute()
     with tinyllm.use(**{name: equal(name)}):
-        assert not is_own(PARTS[name])
+        assert not is_own(REPLACEABLE[name])
         inside = compute()
-    assert is_own(PARTS[name])
+    assert is_own(REPLACEABLE[name])
     for a, b in zip(before, inside, strict=True):
         np.testing.assert_array_equal(a, b)
 

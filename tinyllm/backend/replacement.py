@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from tinyllm.backend.names import kind_of, nearest
-from tinyllm.backend.table import BACKENDS, PARTS
+from tinyllm.backend.table import BACKENDS, REPLACEABLE
 
 IN_PLACE = {"adamw_step": ("w", "m", "v")}  # what a primitive writes into by contract; `out` apart
 SHAPELESS = ("state", "start")  # whole numbers that change from call to call and that no shape or dtype follows
@@ -56,9 +56,9 @@ def use(**replacements: Callable) -> Iterator[None]:
     """
     for name, function in replacements.items():
         _check(name, function)
-    primitives = [(backend, name) for backend in BACKENDS.values() for name in replacements if name not in PARTS]
+    primitives = [(backend, name) for backend in BACKENDS.values() for name in replacements if name not in REPLACEABLE]
     before = [(backend, name, backend.table[name]) for backend, name in primitives]
-    parts = [(PARTS[name], PARTS[name].chosen) for name in replacements if name in PARTS]
+    parts = [(REPLACEABLE[name], REPLACEABLE[name].chosen) for name in replacements if name in REPLACEABLE]
     try:
         for backend, name in primitives:
             backend.put(name, _watched(name, replacements[name], backend.own[name]))
@@ -75,15 +75,13 @@ def use(**replacements: Callable) -> Iterator[None]:
 def _check(name: str, function: Any) -> None:
     """Raise for a name that nothing has, and for a function that cannot be called as the engine's own is."""
     primitives = BACKENDS["numpy"].table
-    if name not in primitives and name not in PARTS:
-        hint = nearest(name, [*primitives, *PARTS], " (did you mean {!r}?)")
-        raise ValueError(
-            f"there is no primitive {name!r} to replace; there are: {', '.join(sorted(primitives))}; "
-            f"and no function of that name among {', '.join(sorted(PARTS))}{hint}"
-        )
+    if name not in primitives and name not in REPLACEABLE:
+        known = sorted([*primitives, *REPLACEABLE])
+        hint = nearest(name, known, " (did you mean {!r}?)")
+        raise ValueError(f"there is no function {name!r} to replace; there are: {', '.join(known)}{hint}")
     if not callable(function):
         raise TypeError(f"{name}= takes a function, not {kind_of(function)}")
-    wanted = list(inspect.signature(PARTS.get(name) or primitives[name]).parameters)
+    wanted = list(inspect.signature(REPLACEABLE.get(name) or primitives[name]).parameters)
     try:
         taken = list(inspect.signature(function).parameters)
     except ValueError:  # some functions written in C do not tell

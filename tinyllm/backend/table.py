@@ -2,7 +2,7 @@
 
 Engine code writes ``be = of(x)`` and ``be.softmax(x)``: the function is looked up at the moment of the call, so that
 `use` (in `replacement.py`) can put another one in its place. A few functions that are no primitives, since every
-backend has the same one, are looked up in the same way: each is a `part`.
+backend has the same one, are looked up in the same way: those marked `replaceable`.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ def of(array: Any) -> Backend:
     return BACKENDS["numpy"]  # NumPy's scalars and lists are NumPy's, too
 
 
-PARTS: dict[str, Any] = {}  # by name; each has the engine's own as `__wrapped__` and the one called now as `chosen`
+REPLACEABLE: dict[str, Any] = {}  # by name; `__wrapped__` is the engine's own function, `chosen` the one called now
 
 
-def part(function: F) -> F:
+def replaceable(function: F) -> F:
     """Have a plain function looked up at each call, as primitives are, so that `use` can put another in its place."""
 
     @wraps(function)
@@ -114,10 +114,10 @@ def part(function: F) -> F:
         return looked_up.chosen(*args, **named)  # type: ignore[attr-defined]
 
     looked_up.chosen = function  # type: ignore[attr-defined]
-    PARTS[function.__name__] = looked_up
+    REPLACEABLE[function.__name__] = looked_up
     return cast(F, looked_up)
 
 
-def is_own(part: Any) -> bool:
-    """Whether no other function stands in this part's place; a short cut past the part is allowed only then."""
-    return part.chosen is part.__wrapped__
+def is_own(function: Any) -> bool:
+    """Whether no other function stands in this one's place; a short cut past it is allowed only then."""
+    return function.chosen is function.__wrapped__

@@ -156,16 +156,17 @@ class Module:
 
     def get(self, path: str) -> Any:
         """The module or weight at a dotted path."""
-        found: Any = self
-        try:
-            for part in path.split(".") if path else ():
+        parts, found = path.split(".") if path else [], self  # type: list[str], Any
+        for i, part in enumerate(parts):
+            try:
                 if isinstance(found, list | tuple):
                     found = found[int(part)]
                 else:
                     found = found[part] if isinstance(found, dict) else getattr(found, part)
-        except (AttributeError, LookupError, ValueError):
-            known = [name for name, _ in (*self.named_modules(), *self.named_weights()) if name]
-            raise KeyError(f"there is nothing at {path!r}{nearest(path, known)}") from None
+            except (AttributeError, LookupError, ValueError):
+                known = [name for name, _ in (*self.named_modules(), *self.named_weights()) if name]
+                has = f"{'.'.join(parts[:i]) or 'the model'} has {_contents(found)}"
+                raise KeyError(f"there is nothing at {path!r}: {has}{nearest(path, known)}") from None
         return found
 
     def replace(self, path: str, thing: Module | Weight) -> None:
@@ -286,6 +287,14 @@ def _attributes(module: Module) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{key}", item) for key, item in value.items())
         else:
             yield name, value
+
+
+def _contents(thing: Any) -> str:
+    """What can follow in a path: the numbers of a list, the names of a dict, what holds weights in a module."""
+    if isinstance(thing, list | tuple):
+        return f"0 to {len(thing) - 1}" if thing else "nothing"
+    weights = thing.named_weights() if isinstance(thing, Module) else ()
+    return ", ".join(thing if isinstance(thing, dict) else {path.split(".")[0]: 0 for path, _ in weights}) or "nothing"
 
 
 def placeholder(shape: tuple[int, ...], dtype: Any) -> Parameter:
