@@ -294,3 +294,27 @@ def test_tests_that_were_skipped_have_not_passed(monkeypatch):
         done = SimpleNamespace(returncode=0, stdout=said, stderr="no pytest")
         monkeypatch.setattr(gpu_parts.subprocess, "run", lambda *a, done=done, **k: done)
         assert ("failed" not in gpu_parts.passed([], dry=True)) == fine
+
+
+def test_the_page_says_what_the_card_gave():
+    lines = (ROOT / "benchmarks" / "results" / "h100.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {record["part"]: record for record in map(json.loads, lines)}
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = page.partition("## On a card")[2].partition("\n## ")[0]
+    rows = {row.split("|")[1].strip(): row for row in page.splitlines() if row.startswith("| ")}
+    large = found["qlora_7b"]
+    for name, ours, peer in (
+        ("135M, LoRA, 8 x 512", found["lora_135m"], found["peer_lora_135m"]),
+        ("135M, QLoRA, 8 x 512", found["qlora_135m"], found["peer_qlora_135m"]),
+        ("7B, QLoRA, 4 x 512", large["4 x 512"], found["peer_qlora_7b"]),
+        ("7B, QLoRA, 16 x 512", large["16 x 512"], None),
+    ):
+        said = [cell.strip() for cell in rows[name].split("|")[2:-1]]
+        seconds, memory = f"{ours['seconds_a_step']:.3f} s", f"{ours['peak_bytes'] / 1e9:.2f} GB"
+        assert said[:4] == [seconds, f"{ours['busy_seconds']:.3f} s", f"{ours['launches']:,}", memory]
+        if peer:
+            ratio = f"{ours['seconds_a_step'] / peer['seconds_a_step']:.2f}"
+            assert said[4:] == [f"{peer['seconds_a_step']:.3f} s", f"{peer['peak_bytes'] / 1e9:.2f} GB", ratio]
+    for which in ("base", "adapters_beside"):
+        assert f"{large['decoding_' + which]['tokens_a_second']:.1f}" in page
+    assert found["about"]["device"] in page and found["values"]["tests"].startswith("52 passed")

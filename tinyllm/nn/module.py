@@ -165,8 +165,8 @@ class Module:
                     found = found[part] if isinstance(found, dict) else getattr(found, part)
             except (AttributeError, LookupError, ValueError):
                 known = [name for name, _ in (*self.named_modules(), *self.named_weights()) if name]
-                has = f"{'.'.join(parts[:i]) or 'the model'} has {_contents(found)}"
-                raise KeyError(f"there is nothing at {path!r}: {has}{nearest(path, known)}") from None
+                has = f"{'.'.join(parts[:i]) or 'the model'} has {_contents(found)}{nearest(path, known)}"
+                raise KeyError(f"there is nothing at {path!r}: {has}") from None
         return found
 
     def replace(self, path: str, thing: Module | Weight) -> None:
@@ -290,11 +290,11 @@ def _attributes(module: Module) -> Iterator[tuple[str, Any]]:
 
 
 def _contents(thing: Any) -> str:
-    """What can follow in a path: the numbers of a list, the names of a dict, what holds weights in a module."""
-    if isinstance(thing, list | tuple):
-        return f"0 to {len(thing) - 1}" if thing else "nothing"
-    weights = thing.named_weights() if isinstance(thing, Module) else ()
-    return ", ".join(thing if isinstance(thing, dict) else {path.split(".")[0]: 0 for path, _ in weights}) or "nothing"
+    """What can follow in a path: numbers, keys, or what holds weights."""
+    if isinstance(thing, list | tuple) and thing:
+        return f"0 to {len(thing) - 1}"
+    weights = dict(thing.named_weights()) if isinstance(thing, Module) else thing if isinstance(thing, dict) else {}
+    return ", ".join(dict.fromkeys(path.split(".")[0] for path in weights)) or "nothing"
 
 
 def placeholder(shape: tuple[int, ...], dtype: Any) -> Parameter:
