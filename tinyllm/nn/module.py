@@ -159,10 +159,8 @@ class Module:
         parts, found = path.split(".") if path else [], self  # type: list[str], Any
         for i, part in enumerate(parts):
             try:
-                if isinstance(found, list | tuple):
-                    found = found[int(part)]
-                else:
-                    found = found[part] if isinstance(found, dict) else getattr(found, part)
+                key: Any = int(part) if isinstance(found, list | tuple) else part
+                found = found[key] if isinstance(found, list | tuple | dict) else getattr(found, part)
             except (AttributeError, LookupError, ValueError):
                 known = [name for name, _ in (*self.named_modules(), *self.named_weights()) if name]
                 has = f"{'.'.join(parts[:i]) or 'the model'} has {_contents(found)}{nearest(path, known)}"
