@@ -41,7 +41,7 @@ def main() -> None:
     quantised = 0
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and args.method == "qlora" and "lm_head" not in name:
-            weight = torch.empty(module.weight.shape, dtype=dtype).normal_(0, 0.02)
+            weight = torch.empty(module.weight.shape, dtype=dtype, device=args.device).normal_(0, 0.02)
             four = bnb.nn.Linear4bit(
                 module.in_features,
                 module.out_features,

@@ -175,12 +175,12 @@ def nums(x):
     return y
 
 
-def assert_within(got, wanted, dtype, k=2, name=""):
-    """|got - wanted| <= k * eps(dtype) * the error each wanted Num carries."""
+def assert_within(got, wanted, dtype, k=2, name="", least=0.0):
+    """|got - wanted| <= k * eps(dtype) * the error each wanted Num carries, or `least`."""
     wanted = np.asarray(wanted, dtype=object)
     assert got.shape == wanted.shape and got.dtype == dtype, f"{name}: {got.dtype}{got.shape}, not {wanted.shape}"
     eps = np.finfo(dtype).eps
     for i in np.ndindex(wanted.shape):
         w = Num.lift(wanted[i])
-        error, budget = abs(float(got[i]) - w.value), k * eps * w.error
+        error, budget = abs(float(got[i]) - w.value), max(k * eps * w.error, least)
         assert error <= budget, f"{name}{list(i)}: {got[i]} is off {w.value} by {error:.2e}, allowed {budget:.2e}"

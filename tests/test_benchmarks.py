@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import cases  # noqa: E402
+import gpu  # noqa: E402
 import measure  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
@@ -249,3 +250,71 @@ def test_the_other_pages_say_what_their_json_says(module):
     found = made.committed()
     page = made.PAGE.read_text(encoding="utf-8")
     assert found and made.write_table(page, found) == page, f"run: python benchmarks/{module}.py --report"
+
+
+def test_the_command_for_a_card_goes_on_after_a_part_that_dies(tmp_path, monkeypatch):
+    """A part that kills its process, one that takes too long and one that no longer fits: each says so in its line."""
+    needs_stand_in()
+    dies = tmp_path / "gpu_parts.py"
+    dies.write_text(
+        "import os, sys, time\n"
+        "if sys.argv[1] == 'values': os.abort()\n"
+        "if sys.argv[1] == 'kernels': time.sleep(60)\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "sys.argv[0] = 'gpu_parts.py'\n"
+        f"exec(compile(open({str(ROOT / 'benchmarks' / 'gpu_parts.py')!r}).read(), 'gpu_parts', 'exec'), "
+        f"{{'__name__': '__main__', '__file__': {str(ROOT / 'benchmarks' / 'gpu_parts.py')!r}, '__doc__': 'x'}})\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(gpu, "HERE", tmp_path)
+    monkeypatch.setitem(gpu.LIMITS, "kernels", 2)
+    out = tmp_path / "card.jsonl"
+    assert gpu.main(["--dry-run", "--only", "values,kernels,about,lora_135m", "--out", str(out)]) == 1
+    values, kernels, about, lora = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    assert "failed" in values and "longer than 2 s" in kernels["failed"]
+    assert "no time here means anything" in about["device"] and np.isfinite(lora["losses"]).all()
+    assert gpu.main(["--dry-run", "--only", "about", "--budget", "1", "--out", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8")) == {
+        "part": "about", "not_run": "the budget of seconds was spent",
+    }  # fmt: skip
+
+
+def needs_stand_in():
+    pytest.importorskip("ml_dtypes", reason="not run: ml_dtypes (bfloat16 for NumPy) is not installed")
+    from tests.cuda_on_cpu import compiler
+
+    if compiler() is None:
+        pytest.skip("not run: g++ is not installed")
+
+
+def test_tests_that_were_skipped_have_not_passed(monkeypatch):
+    import gpu_parts
+
+    for said, fine in (("3 passed", True), ("3 passed, 2 skipped", False), ("4 skipped", False), ("", False)):
+        done = SimpleNamespace(returncode=0, stdout=said, stderr="no pytest")
+        monkeypatch.setattr(gpu_parts.subprocess, "run", lambda *a, done=done, **k: done)
+        assert ("failed" not in gpu_parts.passed([], dry=True)) == fine
+
+
+def test_the_page_says_what_the_card_gave():
+    lines = (ROOT / "benchmarks" / "results" / "h100.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {record["part"]: record for record in map(json.loads, lines)}
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = page.partition("## On a card")[2].partition("\n## ")[0]
+    rows = {row.split("|")[1].strip(): row for row in page.splitlines() if row.startswith("| ")}
+    large = found["qlora_7b"]
+    for name, ours, peer in (
+        ("135M, LoRA, 8 x 512", found["lora_135m"], found["peer_lora_135m"]),
+        ("135M, QLoRA, 8 x 512", found["qlora_135m"], found["peer_qlora_135m"]),
+        ("7B, QLoRA, 4 x 512", large["4 x 512"], found["peer_qlora_7b"]),
+        ("7B, QLoRA, 16 x 512", large["16 x 512"], None),
+    ):
+        said = [cell.strip() for cell in rows[name].split("|")[2:-1]]
+        seconds, memory = f"{ours['seconds_a_step']:.3f} s", f"{ours['peak_bytes'] / 1e9:.2f} GB"
+        assert said[:4] == [seconds, f"{ours['busy_seconds']:.3f} s", f"{ours['launches']:,}", memory]
+        if peer:
+            ratio = f"{ours['seconds_a_step'] / peer['seconds_a_step']:.2f}"
+            assert said[4:] == [f"{peer['seconds_a_step']:.3f} s", f"{peer['peak_bytes'] / 1e9:.2f} GB", ratio]
+    for which in ("base", "adapters_beside"):
+        assert f"{large['decoding_' + which]['tokens_a_second']:.1f}" in page
+    assert found["about"]["device"] in page and found["values"]["tests"].startswith("52 passed")

@@ -38,7 +38,9 @@ ORDER = [
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
-HEAVY = ["rich", "tokenizers", "matplotlib", "torch", "cupy", "jinja2", "transformers", "gguf"]
+HEAVY = [
+    "safetensors", "ml_dtypes", "rich", "tokenizers", "matplotlib", "torch", "cupy", "jinja2", "transformers", "gguf",
+]  # fmt: skip
 
 
 def module_of(path: Path) -> str:
@@ -107,3 +109,15 @@ def test_import_loads_nothing_heavy():
     script = f"import sys, tinyllm; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_import_loads_no_compiled_package_but_numpy():
+    """So that it runs where nothing but NumPy is compiled, in WebAssembly say."""
+    script = (
+        "import sys, tinyllm; from pathlib import Path; import numpy; home = Path(numpy.__file__).parent.parent; "
+        "files = [Path(f) for m in list(sys.modules.values()) if (f := getattr(m, '__file__', None))]; "
+        "files = [f for f in files if f.suffix in ('.so', '.pyd') and home in f.parents]; "
+        "print(sorted({f.relative_to(home).parts[0] for f in files}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent, check=True)
+    assert done.stdout.strip() == "['numpy']"

@@ -201,7 +201,7 @@ PYTHON = {
     "no ids": (lambda w: w.model([[]]), (TypeError, ValueError), "token"),
     "too many ids": (lambda w: w.model([[1] * 17]), ValueError, "16 learned positions"),
     "a batch for ids": (lambda w: w.model(batch()), TypeError, "batch.ids"),
-    "loss of a batch": (lambda w: w.model.loss(batch()), TypeError, "batch.ids, batch.labels, batch.segment_ids"),
+    "loss of a batch and more": (lambda w: w.model.loss(batch(), segment_ids=[[1]]), TypeError, "loss(batch)"),
     "loss without targets": (lambda w: w.model.loss([[1, 2]]), TypeError, "targets"),
     "loss with another shape": (lambda w: w.model.loss([[1, 2]], [[1]]), ValueError, "must be alike"),
     "loss of rows of two lengths": (lambda w: w.model.loss([[1], [2, 3]], [[1], [2, 3]]), ValueError, "one length"),

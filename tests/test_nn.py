@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tinyllm.backend.random import manual_seed
 from tinyllm.frozen import store
+from tinyllm.models import DecoderModel
 from tinyllm.nn import Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from tinyllm.tensor import Parameter, Tensor
 
@@ -231,3 +232,17 @@ def test_dropout_refuses_what_is_no_probability(p):
 def test_a_module_without_forward_says_so():
     with pytest.raises(NotImplementedError, match="Net"):
         Net()(1)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("layers.9.mlp", r"layers has 0 to 1 \(did you mean layers.1.mlp\?\)"),
+        ("layers.0.mpl", r"layers.0 has input_layernorm, self_attn, post_attention_layernorm, mlp"),
+        ("layrs.0", r"the model has embed_tokens"),
+        ("layers.0.mlp.up_proj.weight.x", r"layers.0.mlp.up_proj.weight has nothing"),
+    ],
+)
+def test_a_wrong_path_is_answered_with_what_there_is(path, words):
+    with pytest.raises(KeyError, match=words):
+        DecoderModel(20, 32, 2, 2).get(path)

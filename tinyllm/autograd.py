@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.table import of
+from tinyllm.backend.table import of, replaceable
 
 
 class Node:
@@ -93,6 +93,7 @@ def _deliver(leaf: Any, g: Any, ours: bool) -> None:
         leaf.grad += g
 
 
+@replaceable
 def topological(root: Node) -> list[Node]:
     """Nodes so that each stands after everything it was computed from; iterative, so depth is no limit."""
     order: list[Node] = []
@@ -157,6 +158,7 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of shape {value.shape} and dtype {value.dtype.name}" if known else "")
 
 
+@replaceable
 def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     """Sum `g` over the axes along which an array of `shape` was broadcast.
 

@@ -12,6 +12,7 @@ import numpy as np
 from tinyllm.backend.device import to_host
 from tinyllm.backend.names import in_our_words, is_real, is_whole, kind_of
 from tinyllm.backend.random import Generator
+from tinyllm.backend.table import replaceable
 from tinyllm.models import DecoderModel
 from tinyllm.models.cache import KVCache
 from tinyllm.models.positions import check_ids
@@ -19,6 +20,7 @@ from tinyllm.nn import Module, require_model
 from tinyllm.tensor import no_grad
 
 
+@replaceable
 def next_probabilities(
     logits: Any, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyllm.backend.device import read
 from tinyllm.backend.names import in_our_words, is_real, is_share, kind_of, nearest, refuse_unknown
-from tinyllm.backend.table import of
+from tinyllm.backend.table import of, replaceable
 from tinyllm.lora.layer import Adapter
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter, Tensor
@@ -196,6 +196,7 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     return norm
 
 
+@replaceable
 def clip_factor(norm: float, max_norm: float) -> float:
     """What brings gradients of this joint norm down to `max_norm`: 1 if they are not above it."""
     return max_norm / norm if norm > max_norm else 1.0

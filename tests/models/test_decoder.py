@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tinyllm import tensor
 from tinyllm.backend.random import manual_seed
+from tinyllm.data.batches import Batch, pack
+from tinyllm.data.examples import Example
 from tinyllm.frozen.weight import FrozenWeight
 from tinyllm.models import DecoderConfig, DecoderModel
 from tinyllm.models.cache import KVCache
@@ -349,3 +351,24 @@ def test_a_parameter_that_does_not_exist_and_a_dtype_that_cannot_train():
         DecoderModel(11, 16, 1, n_kv_heads=1)
     with pytest.raises(ValueError, match="dtype must be float32 or float64, not int32"):
         DecoderModel(11, 16, 1, dtype=np.int32)
+
+
+def test_a_whole_batch_goes_into_the_loss():
+    """Two examples in a row see nothing of each other: what the ids and labels alone do not say."""
+    rng = np.random.default_rng(0)
+    examples = [Example(ids, np.append(ids[1:], -100)) for ids in (rng.integers(0, 20, n) for n in (5, 7))]
+    (row,) = pack(examples, 12)
+    batch = Batch(row.ids[None], row.labels[None], row.segment_ids[None])
+    model = DecoderModel(20, 32, 2, 2, seed=0)
+    whole = model.loss(batch).data
+    assert whole == model.loss(batch.ids, batch.labels, batch.segment_ids).data
+    assert whole != model.loss(batch.ids, batch.labels).data
+
+
+IDS = np.zeros((1, 3), int)
+
+
+@pytest.mark.parametrize("wrong", [(IDS,), ((IDS, IDS),), (None,)])
+def test_a_loss_without_targets_says_what_it_takes(wrong):
+    with pytest.raises(TypeError, match=r"loss takes ids and targets, loss\(ids, targets\), or one batch"):
+        DecoderModel(20, 32, 2, 2).loss(*wrong)

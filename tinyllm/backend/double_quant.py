@@ -16,7 +16,7 @@ from functools import cache
 import numpy
 
 from tinyllm.backend.device import to_host
-from tinyllm.backend.table import of
+from tinyllm.backend.table import of, replaceable
 from tinyllm.backend.torch_sum import torch_mean
 
 BLOCK_SIZE = 256  # scales that share one scale of their own; the format has no other
@@ -24,6 +24,7 @@ BLOCK_SIZE = 256  # scales that share one scale of their own; the format has no 
 float32 = numpy.float32
 
 
+@replaceable
 def quantize_absmax(absmax):
     """Quantise NF4's scales to eight bits.
 
@@ -73,6 +74,7 @@ def quantize_absmax(absmax):
     return codes.reshape(-1)[: absmax.size], absmax2, offset
 
 
+@replaceable
 def dequantize_absmax(codes, absmax2, offset):
     """The scales that `quantize_absmax` stored: ``map[code] * absmax2[block] + offset``, rounded twice.
 

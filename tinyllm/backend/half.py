@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.table import of
+from tinyllm.backend.table import of, replaceable
 
 # NumPy has no bfloat16. What a file holds of it are two bytes without a meaning to NumPy, which refuses to compute with
 # them; as uint16 patterns they are ``array.view(np.uint16)``.
@@ -14,12 +14,14 @@ BFLOAT16 = np.dtype("V2")
 SIGN_EXPONENT_MANTISSA = np.int32(~0x70001FFF)  # of a float16 that was shifted 13 places to the left
 
 
+@replaceable
 def to_bfloat16(w: Any) -> Any:
     """The upper 16 bits of each float32, rounded to nearest, ties to even; uint16 of the same shape."""
     bits = of(w).xp.ascontiguousarray(w, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+@replaceable
 def from_bfloat16(bits: Any) -> Any:
     """The float32 each bfloat16 pattern stands for: the same bits with 16 zeros below."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

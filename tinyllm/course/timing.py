@@ -69,10 +69,10 @@ def _medians(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 def _enough(function: Callable[[], Any]) -> int:
-    """How many calls take at least `LEAST`, a power of two."""
+    """How many calls take at least `LEAST`, a power of two; of a function that mostly waits, fewer."""
     function()
-    calls = 1
-    while _measure(function, calls) < LEAST and calls < 2**16:
+    calls, began = 1, time.perf_counter()
+    while _measure(function, calls) < LEAST and time.perf_counter() - began < 10 * LEAST:
         calls *= 2
     return calls
 

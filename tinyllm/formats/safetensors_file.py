@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from tinyllm.backend.half import BFLOAT16
 from tinyllm.formats.atomic import write_whole
@@ -143,6 +142,8 @@ def _header(path: Any) -> tuple[dict[str, Any], int]:
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty; it was not written to the end, get or write it again")
     refuse_pointer(path)
+    from safetensors import SafetensorError, safe_open  # compiled: loaded where a file is read, for what has no files
+
     try:
         with safe_open(path, framework="numpy"):  # checks the header and the length; reads no array
             pass

@@ -14,27 +14,31 @@ r"""A linear layer with LoRA beside it: y = W x + scale * B A x, with W frozen (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from operator import is_
 from typing import Any
 
 import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
+from tinyllm.backend.table import replaceable
 from tinyllm.frozen import Weight, stored
 from tinyllm.nn import Dropout, Linear, Module
 from tinyllm.tensor import Parameter, Tensor
 
 
-def lora_update(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+@replaceable
+def lora_update(x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
-    h = F.linear(x, a)  # (..., r)
-    return F.linear(h * scale, b)
+    h = F.linear(x, A)  # (..., r)
+    return F.linear(h * scale, B)
 
 
-def lora_fold(w: Any, a: Any, b: Any, scale: float) -> Any:
-    """W + scale * B A, of arrays; w (rows, in), a (r, in), b (rows, r)."""
-    return w + scale * (b @ a)
+@replaceable
+def lora_fold(w: Any, A: Any, B: Any, scale: float) -> Any:
+    """W + scale * B A, of arrays; w (rows, in), A (r, in), B (rows, r)."""
+    return w + scale * (B @ A)
 
 
 def trained_dtype(dtype: np.dtype) -> np.dtype:
@@ -123,16 +127,16 @@ class LoRALinear(Module):
         self.adapters: dict[str, Adapter | TrainedBias] = {}
         self.active: tuple[str, ...] = ()
         self.enabled, self.merged = True, False
-        self._folded: tuple[Any, list] | None = None  # the merged weight, and what it was made of
+        self._folded: tuple[Any, tuple] | None = None  # the merged weight, and where what it was made of stood
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled or not self.active:
             return self.base_layer(x)
-        bias, adapters = self.chosen_bias(), self.adding()
-        if self.merged and adapters:
-            return F.linear(x, Tensor(self.merged_weight()), bias)
+        bias = self.chosen_bias()
+        if self.merged and (folded := self.merged_weight()) is not None:
+            return F.linear(x, folded, bias)
         y = base = F.linear(x, self.base_layer.weight, bias)
-        for adapter in adapters:
+        for adapter in self.adding():
             y = y + adapter(x, base, self)
         return y
 
@@ -143,8 +147,10 @@ class LoRALinear(Module):
 
     def chosen_bias(self) -> Parameter | None:
         """The bias that counts now."""
-        trained = [bias for name in self.active if (bias := self.trained_bias.get(name)) is not None]
-        return trained[-1] if self.enabled and trained else self.base_layer.bias
+        for name in reversed(self.active if self.enabled else ()):
+            if (bias := getattr(self.adapters.get(name), "trained_bias", None)) is not None:
+                return bias
+        return self.base_layer.bias
 
     def train_bias(self, name: str) -> None:
         """Give this adapter a copy of the bias to train, if there is one; the base's own stays as it is."""
@@ -161,15 +167,27 @@ class LoRALinear(Module):
         """Use W, and the adapters beside it."""
         self.merged, self._folded = False, None
 
-    def merged_weight(self) -> Any:
-        """W with the active updates in, (out, in); made once, and again if an array it was made of was replaced."""
+    def merged_weight(self) -> Tensor | None:
+        """W with the active updates in, (out, in), or None if none has one.
+
+        Made once, and again if an array it was made of was replaced: at one token, looking takes as long as computing.
+        """
+        if self._folded is not None:
+            folded, (owners, names, things) = self._folded
+            if all(map(is_, map(getattr, owners, names), things)):
+                return folded
+        folded = Tensor(self.fold(stored(self.base_layer.weight))) if self.adding() else None
+        self._folded = folded, tuple(zip(*self.made_of(), strict=True))
+        return folded
+
+    def made_of(self) -> Iterator[tuple[Any, str, Any]]:
+        """What a merge depends on: an object, its attribute, and what that is now."""
         weight = self.base_layer.weight
-        made_of = [weight.data if isinstance(weight, Parameter) else weight]
+        yield (weight, "data", weight.data) if isinstance(weight, Parameter) else (self.base_layer, "weight", weight)
+        yield self, "active", self.active
         for adapter in self.adding():
-            made_of += [adapter.scale, *(p.data for p in vars(adapter).values() if isinstance(p, Parameter))]
-        if self._folded is None or [*map(id, self._folded[1])] != [*map(id, made_of)]:
-            self._folded = self.fold(stored(weight)), made_of
-        return self._folded[0]
+            yield adapter, "scale", adapter.scale
+            yield from ((p, "data", p.data) for p in vars(adapter).values() if isinstance(p, Parameter))
 
     def fold(self, weight: Weight) -> Any:
         """The floats of a weight, this layer's or another, with the active updates in: (out, in)."""

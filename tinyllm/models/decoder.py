@@ -250,13 +250,17 @@ class DecoderModel(Module):
     def loss(self, ids: Any, targets: Any = None, segment_ids: Any = None, attention_mask: Any = None) -> Tensor:
         """The mean token loss through the fused head; ``targets[b, t]`` labels position t, -100 is ignored.
 
+        ``loss(batch)`` takes a whole `Batch`: its ids, its labels, and which example each position belongs to.
+
         Raises
         ------
         ValueError
             If shapes differ, a target is outside the vocabulary, or every target is ignored.
         """
         if targets is None:
-            raise TypeError("loss takes ids and targets: of a batch pass batch.ids, batch.labels, batch.segment_ids")
+            if not hasattr(ids, "labels") or segment_ids is not None:
+                raise TypeError("loss takes ids and targets, loss(ids, targets), or one batch of a Loader, loss(batch)")
+            ids, targets, segment_ids = ids.ids, ids.labels, ids.segment_ids
         ids = check_ids(ids, self.config.vocab_size)
         targets = targets if is_array(targets) else np.asarray(targets)
         if tuple(targets.shape) != ids.shape:

@@ -156,16 +156,15 @@ class Module:
 
     def get(self, path: str) -> Any:
         """The module or weight at a dotted path."""
-        found: Any = self
-        try:
-            for part in path.split(".") if path else ():
-                if isinstance(found, list | tuple):
-                    found = found[int(part)]
-                else:
-                    found = found[part] if isinstance(found, dict) else getattr(found, part)
-        except (AttributeError, LookupError, ValueError):
-            known = [name for name, _ in (*self.named_modules(), *self.named_weights()) if name]
-            raise KeyError(f"there is nothing at {path!r}{nearest(path, known)}") from None
+        parts, found = path.split(".") if path else [], self  # type: list[str], Any
+        for i, part in enumerate(parts):
+            try:
+                key: Any = int(part) if isinstance(found, list | tuple) else part
+                found = found[key] if isinstance(found, list | tuple | dict) else getattr(found, part)
+            except (AttributeError, LookupError, ValueError):
+                known = [name for name, _ in (*self.named_modules(), *self.named_weights()) if name]
+                has = f"{'.'.join(parts[:i]) or 'the model'} has {_contents(found)}{nearest(path, known)}"
+                raise KeyError(f"there is nothing at {path!r}: {has}") from None
         return found
 
     def replace(self, path: str, thing: Module | Weight) -> None:
@@ -286,6 +285,14 @@ def _attributes(module: Module) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{key}", item) for key, item in value.items())
         else:
             yield name, value
+
+
+def _contents(thing: Any) -> str:
+    """What can follow in a path: numbers, keys, or what holds weights."""
+    if isinstance(thing, list | tuple) and thing:
+        return f"0 to {len(thing) - 1}"
+    weights = dict(thing.named_weights()) if isinstance(thing, Module) else thing if isinstance(thing, dict) else {}
+    return ", ".join(dict.fromkeys(path.split(".")[0] for path in weights)) or "nothing"
 
 
 def placeholder(shape: tuple[int, ...], dtype: Any) -> Parameter:

@@ -37,7 +37,7 @@ def check_dtypes(operation: str, x: Tensor, *others: Any) -> None:
         If they have not, or x is no tensor.
     """
     # Of what kind they are is asked first: a tensor that lacks an attribute looks for the one that was meant.
-    strangers = [y for y in others if not isinstance(y, Tensor | None) and not hasattr(y, "storage")]
+    strangers = [y for y in others if not (y is None or isinstance(y, Tensor) or hasattr(y, "storage"))]
     require_tensors(operation, x, *strangers)
     for other in others:
         mixed = isinstance(other, Tensor) and other.dtype != x.dtype

@@ -169,7 +169,7 @@ def accumulate(
     losses = []
     for batch in batches:
         # A mean of means would weigh a token by its batch: each counts by its share of the tokens.
-        y = model.loss(batch.ids, batch.labels, batch.segment_ids) * (batch.live / live)
+        y = model.loss(batch) * (batch.live / live)
         losses.append(y.data)
         y.backward(scale.value)
     numbers = read([*losses, *squared_norms(trained)])  # the one place where a step waits for a GPU
@@ -203,7 +203,7 @@ def evaluate(model: DecoderModel, loader: Loader, max_batches: int | None = None
         with no_grad():
             for i in range(len(loader) if max_batches is None else min(max_batches, len(loader))):
                 batch = loader.batch(i)
-                total += model.loss(batch.ids, batch.labels, batch.segment_ids).item() * batch.live
+                total += model.loss(batch).item() * batch.live
                 live += batch.live
     finally:  # an evaluation that was stopped must not leave dropout off
         model.train(training)

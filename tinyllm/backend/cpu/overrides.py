@@ -16,10 +16,10 @@ import numpy
 
 from tinyllm.backend.cpu.blas import BLAS
 from tinyllm.backend.cpu.threads import at_a_piece, cut, deal, get_num_threads
-from tinyllm.backend.half import widen_bfloat16, widen_float16
+from tinyllm.backend.half import from_bfloat16, widen_bfloat16, widen_float16
 from tinyllm.backend.nf4 import NF4_PAIRS
 from tinyllm.backend.primitives import specification
-from tinyllm.backend.table import of
+from tinyllm.backend.table import is_own, of
 
 SPECIFICATION = specification()
 OVERRIDES: dict[str, Callable] = {}
@@ -233,7 +233,7 @@ def nf4_matvec(xp, x, packed, absmax, block_size, outputs):
 
 @override
 def widen(xp, bits, storage, out=None, dtype=numpy.float32):
-    if (dtype if out is None else out.dtype) != numpy.float32:
+    if (dtype if out is None else out.dtype) != numpy.float32 or not is_own(from_bfloat16):
         return SPECIFICATION["widen"](xp, bits, storage, out, dtype)
     out = xp.empty(bits.shape, dtype) if out is None else out
     if storage == "float16":
