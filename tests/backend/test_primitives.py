@@ -485,8 +485,8 @@ def test_replacements_nest():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"no function 'sofmax' to replace; there are: .*softmax"):
-        with use(sofmax=lambda xp, x: x):
+    with pytest.raises(ValueError, match=r"no function 'lorem' to replace; there are: .*softmax"):
+        with use(lorem=lambda xp, x: x):
             pass
     with pytest.raises(AttributeError, match="no primitive 'sofmax'"):
         be.sofmax  # noqa: B018

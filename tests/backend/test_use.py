@@ -178,7 +178,7 @@ def test_a_step_that_makes_new_arrays_is_told_so():
 
 
 def test_a_name_that_is_nearly_one_is_recognised():
-    with pytest.raises(ValueError, match=r"no primitive 'sofmax' to replace.*\(did you mean 'softmax'\?\)"):
+    with pytest.raises(ValueError, match=r"no function 'sofmax' to replace; did you mean 'softmax'\?"):
         with tinyllm.use(sofmax=lambda xp, x: x):
             pass
 

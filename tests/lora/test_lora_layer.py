@@ -221,3 +221,25 @@ def test_adapters_train_in_float32_beside_half_precision(kind, dropout):
     ops.sum(y).backward()
     trained = [p for _, p in adapter.named_parameters()]
     assert y.dtype == np.float16 and all(p.dtype == p.grad.dtype == np.float32 for p in trained)
+
+
+def test_a_merged_weight_follows_whatever_it_is_made_of():
+    """The base's weight and its array, A and B and their arrays, the scale, and which adapters are active."""
+    for change in (
+        lambda layer, a: setattr(layer.base_layer, "weight", Parameter(layer.base_layer.weight.data * 2)),
+        lambda layer, a: setattr(layer.base_layer.weight, "data", layer.base_layer.weight.data * 2),
+        lambda layer, a: setattr(a, "lora_A", Parameter(a.lora_A.data * 2)),
+        lambda layer, a: setattr(a.lora_B, "data", a.lora_B.data * 2),
+        lambda layer, a: setattr(a, "scale", 2 * a.scale),
+    ):
+        layer = LoRALinear(Linear(3, 4))
+        layer.adapters["default"], layer.active = Adapter(layer.base_layer, 2, 0.5), ("default",)
+        adapter = layer.adapters["default"]
+        adapter.lora_B.data = np.ones_like(adapter.lora_B.data)
+        layer.merge()
+        before = layer.merged_weight()
+        assert layer.merged_weight() is before
+        change(layer, adapter)
+        after = layer.merged_weight().data
+        layer.merge()
+        assert (after != before.data).any() and (after == layer.merged_weight().data).all()

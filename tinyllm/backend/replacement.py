@@ -77,8 +77,8 @@ def _check(name: str, function: Any) -> None:
     primitives = BACKENDS["numpy"].table
     if name not in primitives and name not in REPLACEABLE:
         known = sorted([*primitives, *REPLACEABLE])
-        hint = nearest(name, known, " (did you mean {!r}?)")
-        raise ValueError(f"there is no function {name!r} to replace; there are: {', '.join(known)}{hint}")
+        hint = nearest(name, known, "did you mean {!r}?") or f"there are: {', '.join(known)}"
+        raise ValueError(f"there is no function {name!r} to replace; {hint}")
     if not callable(function):
         raise TypeError(f"{name}= takes a function, not {kind_of(function)}")
     wanted = list(inspect.signature(REPLACEABLE.get(name) or primitives[name]).parameters)

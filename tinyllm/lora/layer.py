@@ -183,11 +183,13 @@ class LoRALinear(Module):
     def made_of(self) -> Iterator[tuple[Any, str, Any]]:
         """What a merge depends on: an object, its attribute, and what that is now."""
         weight = self.base_layer.weight
-        yield (weight, "data", weight.data) if isinstance(weight, Parameter) else (self.base_layer, "weight", weight)
+        yield self.base_layer, "weight", weight
         yield self, "active", self.active
         for adapter in self.adding():
             yield adapter, "scale", adapter.scale
-            yield from ((p, "data", p.data) for p in vars(adapter).values() if isinstance(p, Parameter))
+            yield from ((adapter, name, p) for name, p in vars(adapter).items() if isinstance(p, Parameter))
+        held = (weight, *(p for adapter in self.adding() for p in vars(adapter).values()))
+        yield from ((p, "data", p.data) for p in held if isinstance(p, Parameter))
 
     def fold(self, weight: Weight) -> Any:
         """The floats of a weight, this layer's or another, with the active updates in: (out, in)."""
