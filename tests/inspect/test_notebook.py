@@ -12,7 +12,9 @@ import pytest
 import tinyllm
 from tinyllm import nn
 from tinyllm.inspect.kept import Kept, Row
+from tinyllm.lora import apply_lora
 from tinyllm.models import DecoderModel
+from tinyllm.models.config import llama_shape
 
 IDS = np.arange(6).reshape(1, 6)
 
@@ -51,10 +53,29 @@ def test_the_table_of_kept_has_every_row_and_both_sums(model):
     found = tinyllm.kept(model.loss(IDS, IDS), model)
     rows = Cells(found._repr_html_()).rows
     cells = [[r.operation, r.name, str(r.shape), r.dtype, f"{r.bytes:,}"] for r in [*found, *found.owned]]
-    assert [row for row in rows if row[0] not in ("operation", "total")] == cells
+    assert [row for row in rows if len(row) == 5 and row[0] not in ("operation", "total")] == cells
+    by = [[name, f"{n:,}"] for sums in (found.by_operation(), found.by_layer()) for name, n in sums.items()]
+    assert [row for row in rows if len(row) == 2 and row[0] not in ("operation", "layer", "total")] == by
     sums = [row[-1] for row in rows if row[0] == "total"]
-    assert sums == [f"{found.total:,}", f"{sum(row.bytes for row in found.owned):,}"]
+    assert sums == [f"{n:,}" for n in (found.total, found.owned_total, found.total, found.total)]
     assert [row[-1] for row in map(str.split, str(found).splitlines()) if row[:1] == ["total"]] == sums
+
+
+def test_kept_adds_up_by_operation_and_by_layer():
+    """Every byte has one operation and one layer; a deeper model has more layers with as much in each."""
+    model = DecoderModel(40, 32, 3, 2, seed=0, **llama_shape(num_kv_heads=1))
+    apply_lora(model, rank=2, target_modules="all-linear", verbose=False)
+    found = tinyllm.kept(model.loss(IDS % 40, IDS % 40), model)
+    assert sum(found.by_operation().values()) == sum(found.by_layer().values()) == found.total
+    layers = found.by_layer()
+    assert list(layers) == ["layers.0", "layers.1", "layers.2", "elsewhere"]
+    assert layers["layers.1"] == layers["layers.2"] > layers["elsewhere"]
+    names = {row.name for row in found}
+    assert {"q", "k", "v", "gate", "up"} <= names and not names & {"a", "b", "c"}
+    numbers = [row for row in found if row.shape == ()]
+    assert [row.layer for row in numbers] == ["layers.0", "layers.1", "layers.2"]  # alpha / r, of seven matrices each
+    with pytest.raises(ValueError, match=r"kept\(loss, model\)"):
+        tinyllm.kept(model.loss(IDS % 40, IDS % 40)).by_layer()
 
 
 def test_names_in_the_table_are_text():
