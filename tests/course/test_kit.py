@@ -72,7 +72,6 @@ def test_in_turns_measures_processor_time_and_not_sleep():
         (lambda: kit.begin(8, needs="99.1"), "needs tinyllm 99.1 or later, and this is " + tinyllm.__version__),
         (lambda: next(kit.batches(text="novel")), "'plays' and 'jargon'"),
         (lambda: kit.in_turns({}), "function"),
-        (lambda: kit.show(None, "x"), "figure"),
         (lambda: check("01-x", 3), "function"),
     ],
 )
@@ -90,3 +89,14 @@ def test_a_lesson_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install .*matplotlib|\[plot\]"):
         kit.begin(1)
+
+
+def test_a_figure_is_shown_in_words_and_needs_them(capsys):
+    pytest.importorskip("matplotlib", reason="not run: matplotlib is not installed")
+    with pytest.raises(TypeError, match="figure"):
+        kit.show(None, "x")
+    figure = kit.plt.figure()
+    with pytest.raises(ValueError, match="alt"):
+        kit.show(figure, " ")
+    kit.show(figure, "A line that rises from 1 to 3.")
+    assert capsys.readouterr().out.strip() == "figure: A line that rises from 1 to 3."
