@@ -47,7 +47,7 @@ batch = next(kit.batches(size=1, time=32))
 
 
 def loss_of(model):
-    return model.loss(batch.ids, batch.labels, batch.segment_ids)
+    return model.loss(batch)
 
 
 def loss_and_gradient():
