@@ -78,6 +78,18 @@ def test_kept_adds_up_by_operation_and_by_layer():
         tinyllm.kept(model.loss(IDS % 40, IDS % 40)).by_layer()
 
 
+def test_a_layers_share_is_what_one_more_layer_keeps():
+    """Also checkpointed, where the rule names the block and none of its weights, and trained whole."""
+    for checkpointing in (False, True):
+        for adapt in (lambda m: apply_lora(m, rank=2, verbose=False), lambda m: m):
+            found = []
+            for layers in (3, 4):
+                model = adapt(DecoderModel(40, 32, layers, 2, seed=0, **llama_shape(num_kv_heads=1)))
+                model.checkpointing = checkpointing
+                found.append(tinyllm.kept(model.loss(IDS, IDS), model))
+            assert found[1].by_layer()["layers.3"] == found[1].total - found[0].total > 0
+
+
 def test_names_in_the_table_are_text():
     nasty = "<script>alert('&')</script>"
     html = Kept([Row(nasty, nasty, (1,), nasty, 4)], [Row("a", nasty, (1,), "nf4", 4)])._repr_html_()

@@ -6,12 +6,16 @@ they cross, rows are sorted by the mean place of their neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from tinyllm.autograd import Node, topological
+from tinyllm.backend.device import to_host
+from tinyllm.backend.names import kind_of
 from tinyllm.formats.atomic import write_text
+from tinyllm.inspect.gradients import gradients
 from tinyllm.inspect.rules import inputs_of, operation_of
 from tinyllm.nn import require_model
 from tinyllm.tensor import Tensor, require_tensors
@@ -32,7 +36,14 @@ class Picture(str):
         return str(self)
 
 
-def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -> Picture:
+def graph_svg(
+    loss: Tensor,
+    model: Any = None,
+    path: str | Path | None = None,
+    *,
+    names: Mapping[str, Tensor] | None = None,
+    values: bool = False,
+) -> Picture:
     """Draw the graph that `loss.backward()` would walk.
 
     Parameters
@@ -43,6 +54,12 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
         Gives the leaves their names.
     path : str or Path, optional
         A file to write the picture to.
+    names : mapping of str to Tensor, optional
+        What tensors of the graph shall be called, results of operations too: ``{"a": a, "a * b": product}``.
+    values : bool
+        Write at every single number its value and its gradient, d(loss)/d(number). The engine keeps no value that
+        nobody asks for, so of a result in between it is known where the tensor is among `names`. The gradients are
+        what the engine's walk brings; neither the graph is used up by it, nor does a ``.grad`` change.
 
     Returns
     -------
@@ -53,6 +70,15 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
     ------
     RuntimeError
         If `loss` needs no gradient (there is no graph), or its graph was used already.
+    ValueError
+        If a tensor of `names` is not in the graph; with `values`, if `loss` is not one number, or the graph has a
+        `checkpoint` or a fused head, whose gradients can be asked for once only.
+
+    Examples
+    --------
+    >>> a, b = tinyllm.Parameter(2.0), tinyllm.Parameter(-3.0)
+    >>> product = a * b
+    >>> picture = graph_svg(product + a, names={"a": a, "b": b, "product": product}, values=True)
     """
     require_tensors("graph_svg", loss)
     if model is not None:
@@ -60,8 +86,7 @@ def graph_svg(loss: Tensor, model: Any = None, path: str | Path | None = None) -
     if loss.node is None:
         raise RuntimeError("there is no graph to draw: this tensor needs no gradient")
     nodes = topological(loss.node)
-    names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
-    labels = {node: _label(node, names) for node in nodes}
+    labels = _labels(nodes, loss, {} if model is None else dict(model.named_parameters()), names, values)
     rows, chains = _layers(nodes)
     widths = {item: LETTER * len(labels[item]) + 16 if item in labels else 4.0 for row in rows for item in row}
     x = _places(rows, chains, widths)
@@ -96,15 +121,52 @@ def _layers(nodes: list[Node]) -> tuple[list[list[Any]], list[list[Any]]]:
     return rows, chains
 
 
-def _label(node: Node, names: dict[int, str]) -> str:
+def _labels(nodes: list[Node], loss: Tensor, owned: dict[str, Any], given: Any, values: Any) -> dict[Node, str]:
+    """What stands in each box."""
+    if not isinstance(values, bool):
+        raise TypeError(f"graph_svg: values is True or False, not {values!r}; tensors to name are names={{...}}")
+    named = {**{x.node: (name, x) for name, x in owned.items()}, **_named(given, nodes)}
+    slopes = gradients(loss) if values else {}
+    labels = {}
+    for node in nodes:
+        tensor = loss if node is loss.node else named.get(node, ("", None))[1] if node.leaf is None else node.leaf()
+        label = _label(node, named[node][0] if node in named else "", tensor, values)
+        labels[node] = label + (f", grad {_number(slopes[node])}" if node in slopes and _is_number(node) else "")
+    return labels
+
+
+def _named(given: Any, nodes: list[Node]) -> dict[Node, tuple[str, Tensor]]:
+    """The nodes of the tensors that the caller named."""
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"graph_svg: names are tensors by name, {{'a': a}}, not {kind_of(given)}")
+    found = {}
+    for name, tensor in (given or {}).items():
+        require_tensors("graph_svg", tensor)
+        if tensor.node not in nodes:
+            raise ValueError(f"{name!r} is not in this graph: name tensors that lead to it and need a gradient")
+        found[tensor.node] = (str(name), tensor)
+    return found
+
+
+def _label(node: Node, name: str, tensor: Any, values: bool) -> str:
+    """A box without its gradient: ``w 4x3``; of single numbers with `values` ``a = 2`` and ``product: mul = -6``."""
+    number = values and _is_number(node) and tensor is not None
+    value = f" = {_number(tensor.data)}" if number else ""
     if node.leaf is None:
-        return operation_of(node.edges[0][1]) if node.edges else "?"
-    leaf = node.leaf()
-    if leaf is None:
+        operation = operation_of(node.edges[0][1]) if node.edges else "?"
+        return (f"{name}: {operation}" if name else operation) + value
+    if tensor is None:
         return "(gone)"
-    name = names.get(id(leaf))
-    shape = "x".join(map(str, leaf.shape)) or "one number"
-    return f"{name} {shape}" if name else shape
+    shape = "x".join(map(str, tensor.shape)) or "one number"
+    return f"{name or 'number'}{value}" if number else f"{name} {shape}" if name else shape
+
+
+def _is_number(node: Node) -> bool:
+    return all(n == 1 for n in node.shape)
+
+
+def _number(array: Any) -> str:
+    return f"{float(to_host(array).reshape(())):.4g}"
 
 
 def _places(rows: list[list], chains: list[list], widths: dict) -> dict[Any, float]:
