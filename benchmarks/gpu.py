@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         if left < 5:
             record = {"part": part, "not_run": "the budget of seconds was spent"}
         else:
-            record = run_part(part, min(LIMITS[part], left), args.dry_run)
+            limit = LIMITS[part] * (10 if args.dry_run else 1)  # g++ on a busy machine is no card
+            record = run_part(part, min(limit, left), args.dry_run)
         failed |= "failed" in record
         print(json.dumps(record), flush=True)
         if args.out:

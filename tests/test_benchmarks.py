@@ -267,7 +267,7 @@ def test_the_command_for_a_card_goes_on_after_a_part_that_dies(tmp_path, monkeyp
         encoding="utf-8",
     )
     monkeypatch.setattr(gpu, "HERE", tmp_path)
-    monkeypatch.setitem(gpu.LIMITS, "kernels", 2)
+    monkeypatch.setitem(gpu.LIMITS, "kernels", 0.2)
     out = tmp_path / "card.jsonl"
     assert gpu.main(["--dry-run", "--only", "values,kernels,about,lora_135m", "--out", str(out)]) == 1
     values, kernels, about, lora = map(json.loads, out.read_text(encoding="utf-8").splitlines())
