@@ -70,7 +70,7 @@ def test_it_needs_numpy_alone(source):
     assert not re.search(r"__import__|import_module|exec\(", source)
 
 
-@pytest.mark.parametrize("old, new", zip(SOURCES, SOURCES[1:], strict=False), ids=[path.stem for path in FILES[1:]])
+@pytest.mark.parametrize("old, new", [*zip(SOURCES, SOURCES[1:], strict=False)], ids=[path.stem for path in FILES[1:]])
 def test_a_stage_is_a_small_step(old, new):
     changed = [line for line in difflib.ndiff(solid(old), solid(new)) if line[0] in "+-"]
     assert 0 < len(changed) <= CHANGED
