@@ -29,11 +29,11 @@ kit.begin(0)
 # %%
 from threadpoolctl import threadpool_limits
 
-STAGES = ["stages.1_counts", "stages.2_one_layer", "stages.3_autograd", "stages.4_attention", "stages.5_lora", "all_of_it"]
+STAGES = ["1_counts", "2_one_layer", "3_autograd", "4_attention", "5_lora"]
 try:
-    stages = [import_module(name) for name in STAGES]
-except ImportError as missing:
-    raise ImportError("this lesson reads all_of_it.py and stages/, which lie beside it: run it where they are") from missing
+    stages = [import_module(name) for name in [*(f"stages.{stage}" for stage in STAGES), "all_of_it"]]
+except ImportError as lost:
+    raise ImportError("this lesson reads all_of_it.py and stages/, which lie beside it: run it where they are") from lost
 all_of_it = stages[-1]
 threadpool_limits(1)  # matrices as small as these: a second processor costs more than it gives
 lines = [line for line in inspect.getsource(all_of_it).splitlines() if line.strip()]
@@ -81,7 +81,7 @@ print(all_of_it.decode(learned[:100].tolist()))
 # %% tags=["hide-output"]
 knows_nothing = float(np.log(1024))
 assert np.isclose(stages[0].held_out_loss(stages[0].build()), knows_nothing)
-kit.say(f"Each share is 1/1024, and $-\\ln(1/1024) = \\ln 1024$ is {knows_nothing:.2f}. Who has learned something is below.")
+kit.say(f"Each share is 1/1024, and minus its logarithm is {knows_nothing:.2f}. What has learned something is below.")
 
 # %% [markdown]
 # ## 2. Six stages
@@ -190,8 +190,8 @@ autograd = report(3)
 assert autograd["trained"] == layer["trained"] / 8 and layer["after"] < autograd["after"] < knows_nothing
 kit.say(
     f"It ends at {autograd['after']:.2f}, the table of stage 2 at {layer['after']:.2f}, the counts at "
-    f"{counts['after']:.2f}: nothing is won yet. Two tables that begin as noise need time to agree on what the 64 numbers "
-    "shall mean. What we have won is freedom: from here on, whoever can write `predict` can train it."
+    f"{counts['after']:.2f}: nothing is won yet. Two tables that begin as noise need time to agree on what the 64 "
+    "numbers shall mean. What we have won is freedom: from here on, whoever can write `predict` can train it."
 )
 
 # %% [markdown]
@@ -206,8 +206,8 @@ kit.say(
 # - **Attention** lets a token gather from the tokens before it. Each puts a question (`q`), and each offers a label
 #   (`k`) and a content (`v`). Where question and label fit, the content is taken. This is the only place at which
 #   tokens meet. `rope` turns questions and labels by their position, so that distance counts.
-# - The **MLP** (`gate`, `up`, `down`) works on what was gathered, for each token alone. `silu_mul` is what makes it more
-#   than one big matrix: one half decides how much of the other gets through.
+# - The **MLP** (`gate`, `up`, `down`) works on what was gathered, for each token alone. `silu_mul` is what makes it
+#   more than one big matrix: one half decides how much of the other gets through.
 #
 # `rms_norm`, before both, keeps the numbers at one size.
 #
@@ -258,8 +258,8 @@ def figure_memory(beginning="There's a hacker and a mainframe, and the hacker sa
 memory = figure_memory()
 assert (memory["table"][:-1] == 0).all() and (memory["attention"] > 0).all()
 kit.say(
-    "Without attention every token but the last is forgotten: its bar is zero, exactly. With attention each of them has a "
-    f"say, and the strongest of the earlier ones moves {memory['attention'][:-1].max():.2f} of the belief."
+    "Without attention every token but the last is forgotten: its bar is zero, exactly. With attention each of them "
+    f"has a say, and the strongest of the earlier ones moves {memory['attention'][:-1].max():.2f} of the belief."
 )
 
 # %% [markdown]
@@ -286,8 +286,8 @@ assert lora["before"] == decoder["before"] and decoder["after"] < lora["after"] 
 assert lora["trained"] < decoder["trained"] / 10
 assert lora["before"] - lora["after"] > (decoder["before"] - decoder["after"]) / 2
 kit.say(
-    f"{100 * lora['trained'] / decoder['trained']:.1f} % of the numbers learn, and bring the loss down "
-    f"{100 * (lora['before'] - lora['after']) / (decoder['before'] - decoder['after']):.0f} % as far as all of them did."
+    f"{lora['trained'] / decoder['trained']:.1%} of the numbers learn, and bring the loss down "
+    f"{(lora['before'] - lora['after']) / (decoder['before'] - decoder['after']):.0%} as far as all of them did."
 )
 
 # %% [markdown]
@@ -329,7 +329,8 @@ def figure_stages(results):
     axes.plot(before, places, "o", color="#e69f00", label="before")
     axes.plot(after, places, "s", color="#0072b2", label="after thirty steps")
     axes.axvline(np.log(1024), color="black", linestyle="--", linewidth=1, label="knows nothing")
-    axes.set_yticks(places, [f"{name}\n{result['trained']:,} learn" for name, result in zip(names, results, strict=True)])
+    learn = [f"{name}\n{result['trained']:,} learn" for name, result in zip(names, results, strict=True)]
+    axes.set_yticks(places, learn)
     axes.set(xlabel="held-out loss (nats a token)", title="Six stages, the same text")
     axes.legend(loc="lower left")
     said = ", ".join(f"{name[2:]} {loss:.2f}" for name, loss in zip(names, after, strict=True))
@@ -342,8 +343,8 @@ drawn = figure_stages(results)
 best = int(np.argmin(drawn["after"])) + 1
 assert best == 4
 kit.say(
-    f"Stage {best}, in which all numbers of the trained decoder learn, ends lowest, at {min(drawn['after']):.2f}. The last "
-    f"stage comes to {drawn['after'][-1]:.2f} with the fewest numbers, {results[-1]['trained']:,}, and four bits a weight."
+    f"Stage {best}, in which all numbers of the trained decoder learn, ends lowest, at {min(drawn['after']):.2f}. The "
+    f"last stage comes to {drawn['after'][-1]:.2f} with {results[-1]['trained']:,} numbers and four bits a weight."
 )
 
 # %% [markdown]
@@ -421,8 +422,8 @@ def figure_beside_the_engine(ours, theirs):
     below.set(xlabel="step", ylabel="difference (nats)", ylim=(5e-9, 1e-3))
     kit.show(
         figure,
-        f"Above, two loss curves that cover each other, from {ours[0]:.2f} to {ours[-1]:.2f} in {len(ours)} steps. Below, "
-        f"their difference, at most {apart.max():.1e}; where it is exactly zero the dot stands at 1e-8.",
+        f"Above, two loss curves that cover each other, from {ours[0]:.2f} to {ours[-1]:.2f} in {len(ours)} steps. "
+        f"Below, their difference, at most {apart.max():.1e}; where it is exactly zero the dot stands at 1e-8.",
     )
     return {"ours": ours, "theirs": theirs, "apart": apart.tolist()}
 
@@ -487,7 +488,7 @@ def line_map(source):
 
 places = line_map(inspect.getsource(all_of_it))
 assert places.keys() == MAP.keys()
-rows = [f"| `{name}` | {first} to {last} | {MAP[name][0]} | `{MAP[name][1]}` |" for name, (first, last) in places.items()]
+rows = [f"| `{name}` | {a} to {b} | {MAP[name][0]} | `{MAP[name][1]}` |" for name, (a, b) in places.items()]
 kit.say("| part | lines | lesson | in the engine |\n| --- | --- | --- | --- |\n" + "\n".join(rows))
 
 
@@ -511,8 +512,8 @@ chapters = figure_lines(inspect.getsource(all_of_it))
 assert sum(chapters.values()) == len(lines)
 assert max(chapters, key=chapters.get) == "operations" and chapters["NF4"] < chapters["operations"] / 2
 kit.say(
-    f"The operations and their rules are the largest chapter, with {chapters['operations']} lines. What made fine-tuning "
-    f"affordable is short: {chapters['NF4']} lines for four bits, and LoRA is `project` and some lines of `build`."
+    f"The operations and their rules are the largest chapter, with {chapters['operations']} lines. What made "
+    f"fine-tuning affordable is short: {chapters['NF4']} lines for four bits, and LoRA is `project` and some lines of `build`."
 )
 
 # %% [markdown]
@@ -562,8 +563,8 @@ check("00-perplexity", perplexity)
 #
 # Write `thin(shapes, rank)`: `shapes` is a list of pairs (out, in), one for each matrix of a model. Return how many
 # numbers their $A$ and $B$ have, all together. Then try it on the shapes below, which are those of one layer of a model
-# of seven billion weights, and divide by the numbers of the matrices themselves. What becomes of this share when a model
-# gets wider?
+# of seven billion weights, and divide by the numbers of the matrices themselves. What becomes of this share when a
+# model gets wider?
 #
 # <details><summary>Hint</summary>
 #
@@ -619,8 +620,8 @@ check("00-thin", thin)
 # The model is tiny, and what it writes is not good: it has learned how an entry looks, and not what any word means. The
 # six losses compare six programs on one small text with one seed and with learning rates that were tried out a little.
 # They are no race between methods. The file is also as slow as it is short: to write a token it calculates everything
-# before it once more. It takes ASCII alone, and it answers a mistake with whatever NumPy says. And of QLoRA it lacks one
-# thing, the second quantisation, of the scales: lesson 11.
+# before it once more. It takes ASCII alone, and it answers a mistake with whatever NumPy says. And of QLoRA it lacks
+# one thing, the second quantisation, of the scales: lesson 11.
 
 # %% [markdown]
 # ## Now read
