@@ -33,7 +33,7 @@ STAGES = ["1_counts", "2_one_layer", "3_autograd", "4_attention", "5_lora"]
 try:
     stages = [import_module(name) for name in [*(f"stages.{stage}" for stage in STAGES), "all_of_it"]]
 except ImportError as lost:
-    raise ImportError("this lesson reads all_of_it.py and stages/, which lie beside it: run it where they are") from lost
+    raise ImportError("lesson 0 reads all_of_it.py and stages/, which lie beside it: run it where they are") from lost
 all_of_it = stages[-1]
 threadpool_limits(1)  # matrices as small as these: a second processor costs more than it gives
 lines = [line for line in inspect.getsource(all_of_it).splitlines() if line.strip()]
@@ -245,6 +245,7 @@ def figure_memory(beginning="There's a hacker and a mainframe, and the hacker sa
     axes.bar(places + 0.2, attention, width=0.4, color="#0072b2", label="stage 4, attention")
     axes.set_xticks(places, [all_of_it.decode([int(id)]).replace(" ", "_") for id in ids], rotation=60)
     axes.set(xlabel="token that is exchanged", ylabel="share of belief that moves", title="Who has a say?")
+    axes.set(yscale="log", ylim=(0.005, 1.5))  # a bar of zero is not drawn
     axes.legend(loc="upper left")
     kit.show(
         figure,
@@ -332,7 +333,7 @@ def figure_stages(results):
     learn = [f"{name}\n{result['trained']:,} learn" for name, result in zip(names, results, strict=True)]
     axes.set_yticks(places, learn)
     axes.set(xlabel="held-out loss (nats a token)", title="Six stages, the same text")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper left")
     said = ", ".join(f"{name[2:]} {loss:.2f}" for name, loss in zip(names, after, strict=True))
     kit.show(figure, f"Held-out loss of the six stages before and after thirty steps. Afterwards: {said}.")
     return {"before": before, "after": after}
@@ -498,7 +499,7 @@ def figure_lines(source):
     chapters, name = {}, "beginning"
     for line in filter(str.strip, source.splitlines()):
         if line.startswith("# ---"):
-            name = line.strip("# -").partition(":")[0]
+            name = line.strip("# -").partition(":")[0].partition(",")[0]
         chapters[name] = chapters.get(name, 0) + 1
     figure, axes = kit.plt.subplots(figsize=(7, 3), layout="constrained")
     axes.barh([*chapters][::-1], [*chapters.values()][::-1], color="#009e73")
@@ -513,7 +514,7 @@ assert sum(chapters.values()) == len(lines)
 assert max(chapters, key=chapters.get) == "operations" and chapters["NF4"] < chapters["operations"] / 2
 kit.say(
     f"The operations and their rules are the largest chapter, with {chapters['operations']} lines. What made "
-    f"fine-tuning affordable is short: {chapters['NF4']} lines for four bits, and LoRA is `project` and some lines of `build`."
+    f"fine-tuning affordable is short: {chapters['NF4']} lines for four bits; LoRA is `project` and some of `build`."
 )
 
 # %% [markdown]

@@ -8,6 +8,7 @@
 #
 # - **Needs**: nothing but some NumPy
 # - **Minutes**: 60
+# - **Replaces in lesson 0**: lines of `Tensor`, `inputs_first` and `softmax` by the real ones
 # - **Afterwards you can**: follow a gradient through a graph by hand, say why the order of the walk and the `+=`
 #   matter, and check a gradient so that a wrong one cannot pass
 

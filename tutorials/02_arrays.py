@@ -8,6 +8,7 @@
 #
 # - **Needs**: lesson 1
 # - **Minutes**: 60
+# - **Replaces in lesson 0**: lines of `cross_entropy` and `linear` by the real ones
 # - **Afterwards you can**: derive the gradient of a broadcast and of a matrix product from shapes alone, write a
 #   softmax that does not overflow, and choose the step for checking a gradient
 

@@ -8,6 +8,7 @@
 #
 # - **Needs**: lessons 1, 2
 # - **Minutes**: 60
+# - **Replaces in lesson 0**: lines of `NF4` by the real ones
 # - **Afterwards you can**: follow a weight into its byte and back, say why NF4's levels stand where they stand, and
 #   judge a quantiser by its error, by the bits it uses and by the loss on the right text
 
