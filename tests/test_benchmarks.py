@@ -255,15 +255,11 @@ def test_the_other_pages_say_what_their_json_says(module):
 def test_the_command_for_a_card_goes_on_after_a_part_that_dies(tmp_path, monkeypatch):
     """A part that kills its process, one that takes too long and one that no longer fits: each says so in its line."""
     needs_stand_in()
-    dies = tmp_path / "gpu_parts.py"
-    dies.write_text(
-        "import os, sys, time\n"
+    (tmp_path / "gpu_parts.py").write_text(
+        "import os, runpy, sys, time\n"
         "if sys.argv[1] == 'values': os.abort()\n"
         "if sys.argv[1] == 'kernels': time.sleep(60)\n"
-        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
-        "sys.argv[0] = 'gpu_parts.py'\n"
-        f"exec(compile(open({str(ROOT / 'benchmarks' / 'gpu_parts.py')!r}).read(), 'gpu_parts', 'exec'), "
-        f"{{'__name__': '__main__', '__file__': {str(ROOT / 'benchmarks' / 'gpu_parts.py')!r}, '__doc__': 'x'}})\n",
+        f"runpy.run_path({str(gpu.HERE / 'gpu_parts.py')!r}, run_name='__main__')\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(gpu, "HERE", tmp_path)
@@ -277,6 +273,25 @@ def test_the_command_for_a_card_goes_on_after_a_part_that_dies(tmp_path, monkeyp
     assert json.loads(out.read_text(encoding="utf-8")) == {
         "part": "about", "not_run": "the budget of seconds was spent",
     }  # fmt: skip
+
+
+def test_the_command_for_a_card_runs_dry(tmp_path):
+    """What needs no peer: every kernel, training and decoding, on tiny shapes with the kernels run by g++."""
+    needs_stand_in()
+    out = tmp_path / "card.jsonl"
+    assert gpu.main(["--dry-run", "--only", "kernels,lora_135m,qlora_7b", "--out", str(out)]) == 0
+    kernels, lora, large = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    assert {record["kernel"] for record in kernels["kernels"]} >= {"nf4_pack_v2", "nf4_unpack_v3", "cross_entropy"}
+    for record in (lora, large["2 x 8"], large["8 x 8"]):
+        assert np.isfinite(record["losses"]).all() and record["peak_bytes"] > 0
+    assert large["decoding_base"]["tokens"] == large["decoding_adapters_beside"]["tokens"] == 3
+
+
+def test_every_part_for_a_card_has_a_limit():
+    import gpu_parts
+
+    assert [part.__name__ for part in gpu_parts.PARTS if part.__name__ not in gpu.LIMITS] == []
+    assert len(gpu.LIMITS) == len(gpu_parts.PARTS)
 
 
 def needs_stand_in():

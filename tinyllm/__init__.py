@@ -2,9 +2,8 @@
 
 The book, to be read in this order (a test holds that every file of it stands here once):
 
- 0  backend     backend/names.py, backend/table.py, backend/replacement.py, backend/random.py, backend/half.py,
-                backend/nf4.py, backend/primitives.py, backend/device.py, backend/torch_sum.py,
-                backend/double_quant.py
+ 0  backend     backend/names.py, backend/table.py, backend/random.py, backend/half.py, backend/nf4.py,
+                backend/primitives.py, backend/device.py, backend/torch_sum.py, backend/double_quant.py
  1  autograd    autograd.py, tensor.py
  2  operations  ops/checks.py, ops/arithmetic.py, ops/shapes.py, ops/reductions.py, ops/products.py
  3  frozen      frozen/weight.py, frozen/dense.py, frozen/finite.py, frozen/half.py, frozen/nf4.py

@@ -231,11 +231,13 @@ def test_a_merged_weight_follows_whatever_it_is_made_of():
         lambda layer, a: setattr(a, "lora_A", Parameter(a.lora_A.data * 2)),
         lambda layer, a: setattr(a.lora_B, "data", a.lora_B.data * 2),
         lambda layer, a: setattr(a, "scale", 2 * a.scale),
+        lambda layer, a: setattr(layer, "active", ("default", "other")),
     ):
         layer = LoRALinear(Linear(3, 4))
-        layer.adapters["default"], layer.active = Adapter(layer.base_layer, 2, 0.5), ("default",)
-        adapter = layer.adapters["default"]
-        adapter.lora_B.data = np.ones_like(adapter.lora_B.data)
+        layer.adapters = {name: Adapter(layer.base_layer, 2, 0.5) for name in ("default", "other")}
+        layer.active, adapter = ("default",), layer.adapters["default"]
+        for each in layer.adapters.values():
+            each.lora_B.data = np.ones_like(each.lora_B.data)
         layer.merge()
         before = layer.merged_weight()
         assert layer.merged_weight() is before

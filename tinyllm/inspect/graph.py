@@ -125,12 +125,12 @@ def _labels(nodes: list[Node], loss: Tensor, owned: dict[str, Any], given: Any, 
     """What stands in each box."""
     if not isinstance(values, bool):
         raise TypeError(f"graph_svg: values is True or False, not {values!r}; tensors to name are names={{...}}")
-    named = {**{x.node: (name, x) for name, x in owned.items()}, **_named(given, nodes)}
+    named = {loss.node: ("", loss), **{x.node: (name, x) for name, x in owned.items()}, **_named(given, nodes)}
     slopes = gradients(loss) if values else {}
     labels = {}
     for node in nodes:
-        tensor = loss if node is loss.node else named.get(node, ("", None))[1] if node.leaf is None else node.leaf()
-        label = _label(node, named[node][0] if node in named else "", tensor, values)
+        name, tensor = named.get(node, ("", None))
+        label = _label(node, name, tensor if node.leaf is None else node.leaf(), values)
         labels[node] = label + (f", grad {_number(slopes[node])}" if node in slopes and _is_number(node) else "")
     return labels
 
