@@ -44,11 +44,14 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_title = "tinyllm"
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("index", "teachers", "coming-from", "glossary")}
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
     "navbar_align": "left",
+    "navbar_persistent": [],
+    "navbar_end": ["search-field.html", "theme-switcher"],  # the theme's button is named otherwise than it reads
     "header_links_before_dropdown": 7,
     "footer_start": ["copyright"],
     "footer_end": [],
@@ -74,8 +77,8 @@ def exported(module):
         return ""
     things = {name: getattr(module, name) for name in getattr(module, "__all__", [])}
     return ", ".join(
-        f":py:obj:`{name} <{thing.__module__}.{thing.__qualname__}>`" if hasattr(thing, "__qualname__") else f"``{name}``"
-        for name, thing in things.items()
+        f":py:obj:`{name} <{x.__module__}.{x.__qualname__}>`" if hasattr(x, "__qualname__") else f"``{name}``"
+        for name, x in things.items()
     )
 
 
@@ -98,7 +101,7 @@ def api_pages(app):
     for stale in set(folder.glob("*.rst")) - {folder / f"{room}.rst" for room in rooms} - {folder / "index.rst"}:
         stale.unlink()
     listed = "\n   ".join(rooms)
-    write(folder / "index.rst", f"{heading('The API', '=')}\n{API}\n.. toctree::\n\n   {listed}\n")
+    write(folder / "index.rst", f"{heading('The API', '=')}\n{API}\n.. toctree::\n   :maxdepth: 1\n\n   {listed}\n")
 
 
 def heading(text, line):
@@ -111,6 +114,13 @@ def write(path, text):
         path.write_text(text, encoding="utf-8")
 
 
+def name_as_written(app, page, template, context, doctree):
+    """A folded output is called what stands on it; MyST-NB gives it another name, which a screen reader would read."""
+    if "body" in context:
+        context["body"] = context["body"].replace(' aria-label="Toggle hidden content"', "")
+
+
 def setup(app):
+    app.connect("html-page-context", name_as_written)
     app.connect("builder-inited", api_pages)
     app.add_lexer("torch", PythonLexer)  # blocks that are PyTorch's side of something

@@ -18,8 +18,8 @@ TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 # Put before a lesson's own first cell: what it needs, from this clone or from the package index.
 PREPARE = '''\
-# Made from {name}, which says the same as a script. This cell finds what the lesson needs, and where the machine
-# has a card, the CuPy for its driver.
+# Made from {name}, the same lesson as a script. This cell finds what it needs, and where the machine has a
+# card, the CuPy for its driver.
 import importlib.util, os, re, shutil, subprocess, sys
 sys.path.insert(0, os.path.abspath(".."))  # all_of_it.py and mine.py
 engine = "../.." if os.path.exists("../../pyproject.toml") else "tinyllm-engine"

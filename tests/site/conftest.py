@@ -1,4 +1,7 @@
-"""The built site. Build it first: `python tools/run_lessons.py`, then `python -m sphinx -W -b html docs docs/_build/html`."""
+"""The built site. Build it first:
+
+python tools/run_lessons.py && python -m sphinx -W -b html docs docs/_build/html
+"""
 
 from __future__ import annotations
 
