@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tinyllm import functional as F
 from tinyllm.autograd import Node
 from tinyllm.backend.nf4 import NF4_LEVELS
 
@@ -36,6 +37,12 @@ def my_unbroadcast(g, shape):
         if n == 1:
             g = g.sum(axis=axis, keepdims=True)
     return g
+
+
+def my_lora_update(x, A, B, scale):
+    """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
+    h = F.linear(x, A)  # (..., r): what A reads
+    return F.linear(h * scale, B)
 
 
 def my_nf4_quantize(xp, flat, block_size):
