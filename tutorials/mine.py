@@ -45,6 +45,11 @@ def my_lora_update(x, A, B, scale):
     return F.linear(h * scale, B)
 
 
+def my_lora_fold(w, A, B, scale):
+    """W + scale * B A, of arrays; w (rows, in), A (r, in), B (rows, r)."""
+    return w + scale * (B @ A)
+
+
 def my_nf4_quantize(xp, flat, block_size):
     """Packed codes (uint8) and scales (float32) of a flat float32 array."""
     n, rest = flat.size, flat.size % block_size
