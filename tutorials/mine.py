@@ -40,6 +40,21 @@ def my_unbroadcast(g, shape):
     return g
 
 
+def my_adamw_step(xp, w, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    """One AdamW update, in place in w, m and v; `step` counts from 1."""
+    w *= 1 - lr * weight_decay
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    mean = m / (1 - beta1**step)
+    size = xp.sqrt(v / (1 - beta2**step))
+    w -= lr * mean / (size + eps)
+
+
+def my_clip_factor(norm, max_norm):
+    """What brings gradients of this joint norm down to `max_norm`: 1 if they are not above it."""
+    return min(1.0, max_norm / norm) if norm > 0 else 1.0
+
+
 def my_lora_update(x, A, B, scale):
     """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
     h = F.linear(x, A)  # (..., r): what A reads
