@@ -55,6 +55,44 @@ def my_clip_factor(norm, max_norm):
     return min(1.0, max_norm / norm) if norm > 0 else 1.0
 
 
+def my_rms_norm(xp, x, w, eps):
+    """x (..., n) over its root mean square, times w (n,); and one over that root, (..., 1)."""
+    inverse = 1 / xp.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    return (x * inverse * w).astype(x.dtype), inverse.astype(x.dtype)
+
+
+def my_shares(xp, q, k, scale, starts=None):
+    """What each query gives to each key: q (batch, heads, time, n), k (batch, fewer heads, keys, n)."""
+    k = xp.repeat(k, q.shape[1] // k.shape[1], axis=1)
+    scores = q @ k.swapaxes(-1, -2) * scale  # (batch, heads, time, keys)
+    time, keys = scores.shape[-2:]
+    key, query = xp.arange(keys), xp.arange(keys - time, keys)[:, None]
+    hidden = key > query  # (time, keys): what comes after
+    if starts is not None:
+        hidden = hidden | (key < starts[:, None, :, None])  # what belongs to another text
+    scores = xp.where(hidden, -xp.inf, scores)
+    e = xp.exp(scores - scores.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def my_attention(xp, q, k, v, scale, starts):
+    """Causal attention; q (batch, heads, time, n), k and v (batch, fewer heads, keys, n), starts (batch, time)."""
+    v = xp.repeat(v, q.shape[1] // v.shape[1], axis=1)
+    return (my_shares(xp, q, k, scale, starts) @ v).astype(q.dtype)
+
+
+def my_rope(xp, x, cos, sin):
+    """Each pair (i, i + n/2) turned; x (batch, heads, time, n), cos and sin (batch or 1, 1, time, n/2)."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return xp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
+def my_silu_mul(xp, gate, up):
+    """silu(gate) * up, of equal shapes."""
+    return (gate / (1 + xp.exp(-gate)) * up).astype(gate.dtype)
+
+
 def my_lora_update(x, A, B, scale):
     """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
     h = F.linear(x, A)  # (..., r): what A reads
