@@ -93,6 +93,20 @@ def my_silu_mul(xp, gate, up):
     return (gate / (1 + xp.exp(-gate)) * up).astype(gate.dtype)
 
 
+def my_next_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+    """The distribution that the next token is drawn from; logits (vocabulary,)."""
+    x = np.asarray(logits, np.float64) / temperature
+    p = np.exp(x - x.max())
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")[: top_k or len(p)]
+    if top_p is not None:
+        reached = np.cumsum(p[order]) / p[order].sum()
+        order = order[: 1 + int((reached[:-1] < top_p).sum())]  # one stays if those before it have not reached top_p
+    kept = np.zeros_like(p)
+    kept[order] = p[order]
+    return kept / kept.sum()
+
+
 def my_lora_update(x, A, B, scale):
     """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
     h = F.linear(x, A)  # (..., r): what A reads
