@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.half import widened
 from tinyllm.backend.table import of, replaceable
 
 
@@ -162,9 +163,9 @@ def _described(value: Any) -> str:
 def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     """Sum `g` over the axes along which an array of `shape` was broadcast.
 
-    The transpose of broadcasting: what was copied forward is added up backward.
+    The transpose of broadcasting: what was copied forward is added up backward; of half precision in float32.
     """
     if g.ndim > len(shape):
-        g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))), dtype=widened(g.dtype))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
-    return g.sum(axis=stretched, keepdims=True) if stretched else g
+    return g.sum(axis=stretched, keepdims=True, dtype=widened(g.dtype)) if stretched else g

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
+from tinyllm.backend.half import widened
 from tinyllm.backend.names import is_array, is_share
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
@@ -70,6 +71,11 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return op(be.silu_mul(gate, up), (given, lambda g, needs: be.silu_mul_backward(g, gate, up)))
 
 
+def _over_rows(g: Any, n: int) -> Any:
+    """The sum of all rows of n: the gradient of a gain or a bias."""
+    return g.reshape(-1, n).sum(axis=0, dtype=widened(g.dtype))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,).
 
@@ -86,12 +92,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
         return op(
             y,
             (given, lambda g: be.rms_norm_backward(g, x, w, inverse)),
-            (weight, lambda g: (g * (x * inverse)).reshape(-1, n).sum(axis=0)),
+            (weight, lambda g: _over_rows(g * (x * inverse), n)),
         )
     return op(
         y,
         (given, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)),
-        (weight, lambda g: (g * y).reshape(-1, n).sum(axis=0) / w),
+        (weight, lambda g: _over_rows(g * y, n) / w),
     )
 
 
@@ -106,8 +112,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     return op(
         y,
         (given, lambda g: be.layer_norm_backward(g, x, w, mean, inverse)),
-        (weight, lambda g: (g * ((x - mean) * inverse)).reshape(-1, n).sum(axis=0)),
-        (bias, lambda g: g.reshape(-1, n).sum(axis=0)),
+        (weight, lambda g: _over_rows(g * ((x - mean) * inverse), n)),
+        (bias, lambda g: _over_rows(g, n)),
     )
 
 
@@ -120,6 +126,7 @@ def rope(x: Tensor, cos: Any, sin: Any) -> Tensor:
     if x.shape[3] % 2:
         raise ValueError(f"rope turns pairs of channels, and {x.shape[3]} is odd")
     be = of(x.data)
+    cos, sin = be.xp.asarray(cos), be.xp.asarray(sin)
     return op(be.rope(x.data, cos, sin), (x, lambda g: be.rope(g, cos, -sin)))
 
 
@@ -171,7 +178,7 @@ def _checked_starts(starts: Any, q: Tensor, k: Tensor) -> Any:
         raise TypeError(f"attention: starts must be integers, not {starts.dtype}")
     if isinstance(starts, np.ndarray) and ((starts < 0) | (starts > np.arange(past, past + time))).any():
         raise ValueError("attention: a start is below 0 or behind its own query, which then would see no key at all")
-    return starts
+    return of(q.data).xp.asarray(starts)
 
 
 def _stored(operation: str, weight: Tensor | Weight) -> Weight:
@@ -243,7 +250,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     if bias is not None:
         check_shape("linear", "bias", bias, (n_out,))
         y += bias.data.astype(y.dtype, copy=False)  # a trained one is float32, also beside half precision
-        edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
+        edges.append((bias, lambda g: _over_rows(g, n_out)))
     return op(y, *edges)
 
 

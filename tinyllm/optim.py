@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tinyllm.backend.device import read
+from tinyllm.backend.half import widened
 from tinyllm.backend.names import in_our_words, is_real, is_share, kind_of, nearest, refuse_unknown
 from tinyllm.backend.table import of, replaceable
 from tinyllm.lora.layer import Adapter
@@ -23,7 +24,7 @@ class AdamW:
     ----------
     params : iterable of Parameter, or list of dict
         A dict is a group: ``{"params": [...], "lr": ..., "weight_decay": ...}``; what it leaves out it takes from the
-        arguments.
+        arguments. Those in half precision become float32: most updates would be lost in their rounding.
     lr, betas, eps, weight_decay
         As in PyTorch, with its defaults.
 
@@ -68,6 +69,8 @@ class AdamW:
             raise ValueError("there is nothing to train: none of these parameters has requires_grad; is all frozen?")
         if len({id(p) for p in everything}) != len(everything):
             raise ValueError("a parameter appears twice; each belongs to one group")
+        for p in everything:
+            p.data = p.data.astype(widened(p.dtype), copy=False)
         self.moments: dict[int, tuple[Any, Any]] = {}  # position -> (m, v)
         self.steps: dict[int, int] = {}
 

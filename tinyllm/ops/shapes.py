@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.half import widened
 from tinyllm.backend.names import few, in_our_words
 from tinyllm.backend.table import of
 from tinyllm.ops.arithmetic import alike
@@ -80,11 +81,11 @@ def getitem(a: Tensor, index: Any) -> Tensor:
     basic = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
 
     def getitem_rule(g: Any) -> Any:
-        y = xp.zeros(shape, g.dtype)
+        y = xp.zeros(shape, g.dtype if basic else widened(g.dtype))
         if basic:  # a slice takes no element twice
             y[index] = g
         else:
-            xp.add.at(y, index, g)
+            xp.add.at(y, index, g.astype(y.dtype, copy=False))
         return y
 
     return op(a.data[index], (a, getitem_rule))

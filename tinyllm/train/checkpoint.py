@@ -153,8 +153,8 @@ def _refuse_incomplete(
 ) -> None:
     """Every parameter has its moments, and all arrays fit."""
     trained = [p for group in optimizer.groups for p in group["params"]]
-    if not steps and trained[0].dtype.name == "float16":
-        trained = []  # every step so far overflowed and was left out
+    if not steps and not calm:
+        trained = []  # every step so far overflowed in float16 and was left out
     wanted = {f"model.{name}": p for name, p in own.items()}
     wanted |= {f"{kind}.{i}": p for kind in ("m", "v") for i, p in enumerate(trained)}
     missing = [name for name in wanted if name not in arrays]
