@@ -28,9 +28,10 @@ from tinyllm.data import (  # noqa: E402
 )
 from tinyllm.generate import generate  # noqa: E402
 from tinyllm.inspect.memory import card_peak  # noqa: E402
+from tinyllm.inspect.plan import plan  # noqa: E402
 from tinyllm.lora import apply_lora, merge_lora, unmerge_lora  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
-from tinyllm.models.config import llama_shape  # noqa: E402
+from tinyllm.models.config import DecoderConfig, llama_shape  # noqa: E402
 from tinyllm.qlora import apply_qlora  # noqa: E402
 from tinyllm.train import (  # noqa: E402
     NonFiniteLoss,  # noqa: E402
@@ -127,6 +128,20 @@ def test_reading_onto_a_card_holds_no_second_copy(tmp_path):
         held = sum(p.data.nbytes for p in model.parameters())
         assert held <= most - before <= held + 4 * max(p.data.nbytes for p in model.parameters())
         assert model.norm.weight.dtype == np.float32 and model.embed_tokens.weight.dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_the_plan_of_a_run_on_a_card_is_of_its_dtype_and_of_nothing_but_the_card(method, dtype):
+    shape = dict(LLAMA, max_seq_len=TIME)
+    with the_device():
+        apply = {"lora": apply_lora, "qlora": apply_qlora, "full": lambda model, *_, **__: model}[method]
+        peak = trained(apply, dtype=HALVES.get(dtype, np.float32))[1]["peak_memory"]
+        planned = plan(
+            DecoderConfig(VOCAB, 64, 2, 2, **shape), method, rank=4, dropout=0.2, target_modules="all-linear",
+            batch_size=2, seq_len=TIME, dtype=dtype, storage="nf4" if method == "qlora" else None,
+        )  # fmt: skip
+        assert planned.library == 0 and 0.98 * peak <= planned.peak <= 1.6 * peak, (peak, planned)
 
 
 @pytest.mark.parametrize(

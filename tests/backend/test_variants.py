@@ -239,3 +239,27 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(backend, variant, st
         resumed = ends(tmp_path / "parts", resume=True)
     for name, w in whole.items():
         np.testing.assert_array_equal(resumed[name], w, name)
+
+
+def test_a_run_whose_steps_all_overflowed_so_far_is_resumed(backend, tmp_path, monkeypatch):
+    """float16 begins so, and its checkpoint then has no moments."""
+
+    def far_too_large(self, dtype):
+        self.needed, self.patience, self.calm, self.value = True, 99, 0, 2.0 ** (30 if dtype.itemsize == 2 else 100)
+
+    monkeypatch.setattr(LossScale, "__init__", far_too_large)
+    loader = Loader(Dataset((Example(np.arange(9), np.append(np.arange(1, 9), -100)),)), 1, TIME)
+    norms = []
+
+    def note(record):
+        norms.append(record["grad_norm"])
+        if len(norms) == 2:
+            raise InterruptedError
+
+    with running_on(backend):
+        make = partial(made, "LoRA", "float16", computed_in("float16"))
+        config = TrainConfig(steps=60, warmup=0, save_every=1)
+        with pytest.raises(InterruptedError):
+            train(make(), loader, None, config, tmp_path, report=note)
+        train(make(), loader, None, config, tmp_path, resume=True, report=note)
+    assert norms[:3] == [-1, -1, -1] and norms[-1] > 0, norms
