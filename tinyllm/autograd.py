@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.half import widened
 from tinyllm.backend.table import of, replaceable
 
 
@@ -166,6 +165,6 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     The transpose of broadcasting: what was copied forward is added up backward; of half precision in float32.
     """
     if g.ndim > len(shape):
-        g = g.sum(axis=tuple(range(g.ndim - len(shape))), dtype=widened(g.dtype))
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))), dtype=np.promote_types(g.dtype, np.float32))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
-    return g.sum(axis=stretched, keepdims=True, dtype=widened(g.dtype)) if stretched else g
+    return g.sum(axis=stretched, keepdims=True, dtype=np.promote_types(g.dtype, np.float32)) if stretched else g

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
-from tinyllm.backend.half import widened
 from tinyllm.backend.names import is_array, is_share
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
@@ -71,11 +70,6 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return op(be.silu_mul(gate, up), (given, lambda g, needs: be.silu_mul_backward(g, gate, up)))
 
 
-def _over_rows(g: Any, n: int) -> Any:
-    """The sum of all rows of n: the gradient of a gain or a bias."""
-    return g.reshape(-1, n).sum(axis=0, dtype=widened(g.dtype))
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (..., n), weight (n,).
 
@@ -87,17 +81,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     check_shape("rms_norm", "weight", weight, x.shape[-1:])
     be, given, x, w = of(x.data), x, x.data, weight.data
     y, inverse = be.rms_norm(x, w, eps)
-    n = x.shape[-1]
     if not (be.undoes("rms_norm") and w.all()):
-        return op(
-            y,
-            (given, lambda g: be.rms_norm_backward(g, x, w, inverse)),
-            (weight, lambda g: _over_rows(g * (x * inverse), n)),
-        )
+        return op(y, (given, lambda g: be.rms_norm_backward(g, x, w, inverse)), (weight, lambda g: g * (x * inverse)))
     return op(
-        y,
-        (given, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)),
-        (weight, lambda g: _over_rows(g * y, n) / w),
+        y, (given, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)), (weight, lambda g: g * (y / w))
     )
 
 
@@ -108,12 +95,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     check_shape("layer_norm", "bias", bias, x.shape[-1:])
     be, given, x, w = of(x.data), x, x.data, weight.data
     y, mean, inverse = be.layer_norm(x, w, bias.data, eps)
-    n = x.shape[-1]
     return op(
         y,
         (given, lambda g: be.layer_norm_backward(g, x, w, mean, inverse)),
-        (weight, lambda g: _over_rows(g * ((x - mean) * inverse), n)),
-        (bias, lambda g: _over_rows(g, n)),
+        (weight, lambda g: g * ((x - mean) * inverse)),
+        (bias, lambda g: g),
     )
 
 
@@ -250,7 +236,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     if bias is not None:
         check_shape("linear", "bias", bias, (n_out,))
         y += bias.data.astype(y.dtype, copy=False)  # a trained one is float32, also beside half precision
-        edges.append((bias, lambda g: _over_rows(g, n_out)))
+        edges.append((bias, lambda g: g))
     return op(y, *edges)
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tinyllm.backend.device import read
-from tinyllm.backend.half import widened
 from tinyllm.backend.names import in_our_words, is_real, is_share, kind_of, nearest, refuse_unknown
 from tinyllm.backend.table import of, replaceable
-from tinyllm.lora.layer import Adapter
+from tinyllm.lora.layer import Adapter, trained_dtype
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter, Tensor
 
@@ -70,7 +69,7 @@ class AdamW:
         if len({id(p) for p in everything}) != len(everything):
             raise ValueError("a parameter appears twice; each belongs to one group")
         for p in everything:
-            p.data = p.data.astype(widened(p.dtype), copy=False)
+            p.data = p.data.astype(trained_dtype(p.dtype), copy=False)
         self.moments: dict[int, tuple[Any, Any]] = {}  # position -> (m, v)
         self.steps: dict[int, int] = {}
 

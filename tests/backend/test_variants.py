@@ -15,8 +15,7 @@ import pytest
 
 import tinyllm
 from tests.backends import running_on
-from tinyllm import functional as F
-from tinyllm.backend.device import as_dtype, device, to_device, to_host
+from tinyllm.backend.device import device, to_device, to_host
 from tinyllm.data import Dataset, Example, Loader
 from tinyllm.data.batches import Batch
 from tinyllm.generate import generate
@@ -41,7 +40,9 @@ EVERY = "all-linear"
 
 def two_adapters(model):
     apply_lora(model, 3, 3.0, target_modules=["q_proj", "up_proj"], verbose=False)
-    apply_lora(model, 2, 3.0, target_modules=["q_proj", "down_proj"], adapter_name="other", use_dora=True, verbose=False)
+    apply_lora(
+        model, 2, 3.0, target_modules=["q_proj", "down_proj"], adapter_name="other", use_dora=True, verbose=False
+    )
     set_adapter(model, ["default", "other"])
 
 

@@ -7,7 +7,6 @@ import pytest
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="not run: ml_dtypes (bfloat16 for NumPy) is not installed")
 
-import tinyllm  # noqa: E402
 from tests.backends import running_on  # noqa: E402
 from tests.train.runs import loader, make  # noqa: E402
 from tinyllm import functional as F  # noqa: E402
@@ -58,7 +57,7 @@ def test_rows_picked_twice_get_both_gradients_in_half_precision(backend, dtype):
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("layer", ["linear", "layer_norm", "broadcast"])
 def test_what_all_rows_share_gets_its_gradient_summed_in_float32(backend, dtype, layer):
-    """Of 3,001 ones float16's own sum is 2,048, bfloat16's 256, and the nearest numbers that they have 3,000 and 3,008."""
+    """Of 3,001 ones float16's own sum is 2,048 and bfloat16's 256; the nearest that they have are 3,000 and 3,008."""
     rows, dtype = 3001, np.dtype(np.float32) if backend == "numpy" else HALVES[dtype]  # NumPy computes in no half
     with running_on(backend):
         x = Tensor(to_device(np.zeros((rows, 4), dtype)))

@@ -1,4 +1,4 @@
-"""Half precision: what stays float32 beside it; bfloat16 to and from float32, and a quick way to widen float16."""
+"""Half precision as bits: bfloat16 to and from float32, and a quick way to widen float16."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from tinyllm.backend.table import of, replaceable
 # them; as uint16 patterns they are ``array.view(np.uint16)``.
 BFLOAT16 = np.dtype("V2")
 SIGN_EXPONENT_MANTISSA = np.int32(~0x70001FFF)  # of a float16 that was shifted 13 places to the left
-
-
-def widened(dtype: np.dtype) -> np.dtype:
-    """Sums and what trains are float32 where half precision computes: it would overflow, or lose what is small."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 @replaceable

@@ -123,9 +123,7 @@ def plan(
     ValueError
         If there is no such method, or the model could not be trained so.
     """
-    storage, dtype = _storage(method, storage), as_dtype(dtype)
-    if dtype.itemsize == 2:
-        dtype = np.dtype(np.float16)  # as many bytes as bfloat16, of whose results NumPy's rules know nothing
+    storage, dtype = _storage(method, storage), _dtype(dtype)
     for name, n in (("the batch size", batch_size), ("max_seq_len", seq_len)):
         if n < 1:
             raise ValueError(f"{name} must be at least 1, not {n}")
@@ -147,8 +145,7 @@ def plan(
             with meter.labelled("activations"):
                 ledger.watch(model)
                 _train(model, batch_size, seq_len)
-            library = 0 if device() == "cuda" else resident_memory() or SOMETHING  # planning leaves a few MB behind
-            return ledger.plan(library, parameters)
+            return ledger.plan(_library(), parameters)  # planning leaves a few MB behind
     finally:
         random.default.restore(place)
 
@@ -161,6 +158,17 @@ def _storage(method: str, storage: str | None) -> str:
     if method == "full" and storage != "float32":
         raise ValueError(f"weights stored as {storage} are frozen; full fine-tuning needs storage='float32'")
     return storage
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    """What is computed in; float16 for bfloat16, which has as many bytes, and of whose results NumPy tells nothing."""
+    dtype = as_dtype(dtype)
+    return np.dtype(np.float16) if dtype.itemsize == 2 else dtype
+
+
+def _library() -> int:
+    """What stands beside the arrays, where they are."""
+    return 0 if device() == "cuda" else resident_memory() or SOMETHING
 
 
 def _have_blas_take_its_work_space() -> None:

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator
 from operator import is_
 from typing import Any
 
+import numpy as np
+
 from tinyllm import functional as F
 from tinyllm.backend import random
-from tinyllm.backend.half import widened
 from tinyllm.backend.table import replaceable
 from tinyllm.frozen import Weight, stored
 from tinyllm.nn import Dropout, Linear, Module
@@ -40,6 +41,11 @@ def lora_fold(w: Any, A: Any, B: Any, scale: float) -> Any:
     return w + scale * (B @ A)
 
 
+def trained_dtype(dtype: np.dtype) -> np.dtype:
+    """What trains is float32, also where half precision computes: the squares of its gradients would overflow there."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
 class Adapter(Module):
     """scale * B A beside one layer, and a bias instead of the layer's own, if it trains one.
 
@@ -56,7 +62,7 @@ class Adapter(Module):
     trained_bias: Parameter | None = None
 
     def __init__(self, layer: Linear, rank: int, scale: float, dropout: float = 0.0):
-        dtype = widened(layer.weight.dtype)
+        dtype = trained_dtype(layer.weight.dtype)
         xp, bound = stored(layer.weight).xp, 1 / math.sqrt(layer.in_features)
         a = random.default.uniform((rank, layer.in_features), -bound, bound, dtype)
         self.lora_A = Parameter(xp.asarray(a))
@@ -151,7 +157,7 @@ class LoRALinear(Module):
         if self.base_layer.bias is not None:
             adapter = self.adapters.setdefault(name, TrainedBias())
             bias = self.base_layer.bias.data
-            adapter.trained_bias = Parameter(bias.astype(widened(bias.dtype)))
+            adapter.trained_bias = Parameter(bias.astype(trained_dtype(bias.dtype)))
 
     def merge(self) -> None:
         """Use W with the active updates in; made again, since an optimiser may have changed arrays in place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from tinyllm.backend.half import widened
+from tinyllm.lora.layer import trained_dtype
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
 
@@ -65,7 +65,7 @@ def copy_module(module: Module) -> Module:
     twin = copy.copy(module)
     for name, value in list(vars(twin).items()):
         if isinstance(value, Parameter):
-            setattr(twin, name, Parameter(value.data.astype(widened(value.dtype))))
+            setattr(twin, name, Parameter(value.data.astype(trained_dtype(value.dtype))))
         elif isinstance(value, Module):
             setattr(twin, name, copy_module(value))
     return twin

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.device import to_host
-from tinyllm.backend.half import widened
 from tinyllm.backend.table import of
 from tinyllm.frozen import Weight, stored
 from tinyllm.frozen.weight import TILE_BYTES
@@ -48,7 +46,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | Weight, targets: Any) -> Te
     rows = x.data.reshape(-1, shape[-1])
     labels, live = live_targets(be.xp, targets, (*shape[:-1], w.shape[0]))
     gx = be.xp.empty(rows.shape, rows.dtype) if wants_grad(x) else None
-    gw = be.xp.zeros(w.shape, widened(rows.dtype)) if wants_grad(weight) else None
+    gw = be.xp.zeros(w.shape, np.promote_types(rows.dtype, np.float32)) if wants_grad(weight) else None
     # The gradient of a row's loss is 1/live of the mean's. In half that would lose small ones: there the rule divides.
     half = rows.dtype.itemsize == 2
     total = _in_chunks(be, rows, labels, w, 1 if half else 1 / live, gx, gw)
@@ -128,7 +126,7 @@ def chunked_cross_entropy(x: Tensor, head: Callable[[Tensor], Tensor], targets: 
     Tensor ()
         The mean loss over the live targets.
     """
-    labels, live = live_targets(np, to_host(targets), (*x.shape[:-1], classes))  # cut and counted on the host
+    labels, live = live_targets(np, targets, (*x.shape[:-1], classes))  # cut and counted on the host
     rows = x.reshape(-1, x.shape[-1])
     height = chunk_rows(len(labels), classes, rows.dtype.itemsize)
     losses = []

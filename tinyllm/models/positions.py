@@ -65,7 +65,6 @@ def _unlimited(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     batch, time = shape
     at = past + np.arange(time)[None]  # (1, time)
-    segment_ids, attention_mask = to_host(segment_ids), to_host(attention_mask)
     if segment_ids is not None:
         if cache is not None or attention_mask is not None:
             raise ValueError("segment_ids cannot be combined with a cache or an attention_mask; pass one of them")

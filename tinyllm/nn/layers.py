@@ -96,8 +96,7 @@ class Embedding(Module):
 
     def forward(self, ids: Any) -> Tensor:
         rows = F.embedding(self.weight, ids)
-        half = self.dtype.itemsize == 2 and rows.dtype != self.dtype  # a table that trains is float32
-        return rows.astype(self.dtype) if half else rows
+        return rows.astype(self.dtype) if self.dtype.itemsize == 2 else rows  # of a table that trains, float32
 
 
 class RMSNorm(Module):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend.half import widened
 from tinyllm.backend.names import few, in_our_words
 from tinyllm.backend.table import of
 from tinyllm.ops.arithmetic import alike
@@ -81,7 +80,7 @@ def getitem(a: Tensor, index: Any) -> Tensor:
     basic = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
 
     def getitem_rule(g: Any) -> Any:
-        y = xp.zeros(shape, g.dtype if basic else widened(g.dtype))
+        y = xp.zeros(shape, g.dtype if basic else np.promote_types(g.dtype, np.float32))
         if basic:  # a slice takes no element twice
             y[index] = g
         else:
