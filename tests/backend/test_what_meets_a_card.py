@@ -13,6 +13,7 @@ from tinyllm import functional as F  # noqa: E402
 from tinyllm.backend.device import to_device, to_host  # noqa: E402
 from tinyllm.inspect.memory import card_peak  # noqa: E402
 from tinyllm.lora import apply_lora, merge_lora  # noqa: E402
+from tinyllm.models.head import linear_cross_entropy  # noqa: E402
 from tinyllm.tensor import Tensor  # noqa: E402
 from tinyllm.train import TrainConfig, train  # noqa: E402
 
@@ -71,6 +72,18 @@ def test_what_all_rows_share_gets_its_gradient_summed_in_float32(backend, dtype,
         y.backward(np.ones(y.shape, np.float32))
         wanted = rows if layer != "broadcast" else float(np.float32(rows).astype(dtype))
         assert to_host(b.grad).tolist() == [wanted] * 4
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_heads_gradient_is_summed_over_its_pieces_in_float32(backend, dtype, monkeypatch):
+    """A fifth is added 400 times; from 64 on bfloat16 would no longer see it."""
+    dtype = np.dtype(np.float32) if backend == "numpy" else HALVES[dtype]
+    monkeypatch.setattr("tinyllm.models.head.CHUNK_BYTES", 1)
+    with running_on(backend):
+        x, w = (to_device(value.astype(dtype)) for value in (np.ones((400, 2)), np.zeros((5, 2))))
+        w = Tensor(w.astype(np.float32), requires_grad=True)
+        (linear_cross_entropy(Tensor(x), w, np.zeros(400, np.int64)) * 400).backward()
+        np.testing.assert_allclose(to_host(w.grad), np.array([[-320.0] * 2, *[[80.0] * 2] * 4]), rtol=2.0**-8)
 
 
 def test_adapters_are_merged_into_weights_of_the_host(backend):
