@@ -194,6 +194,8 @@ def _asarray(x, dtype=None, order=None, **_):
 
 def _matmul(a, b):
     x, y = _off(a), _off(b)
+    if x.dtype != y.dtype:
+        raise TypeError(f"{x.dtype} times {y.dtype}: CuPy would copy both to the wider, and leave the tensor cores")
     if x.dtype.name == "float32" or x.dtype.kind == "f" and x.dtype.itemsize == 8:
         return ndarray(np.asarray(x @ y))
     if x.ndim > 2 or y.ndim > 2:
