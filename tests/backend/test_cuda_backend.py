@@ -21,6 +21,7 @@ from tinyllm.backend.cuda import overrides as cuda  # noqa: E402
 from tinyllm.backend.cuda import single  # noqa: E402
 from tinyllm.backend.cuda.gemm import stacked_matmul  # noqa: E402
 from tinyllm.backend.device import to_host  # noqa: E402
+from tinyllm.cli import main  # noqa: E402
 from tinyllm.data import (  # noqa: E402
     Dataset,
     Example,
@@ -142,6 +143,20 @@ def test_the_plan_of_a_run_on_a_card_is_of_its_dtype_and_of_nothing_but_the_card
             batch_size=2, seq_len=TIME, dtype=dtype, storage="nf4" if method == "qlora" else None,
         )  # fmt: skip
         assert planned.library == 0 and 0.98 * peak <= planned.peak <= 1.6 * peak, (peak, planned)
+
+
+def test_the_command_plans_what_the_card_will_hold(tmp_path, monkeypatch, capsys):
+    """The embedded base has 1,624,800 weights, of two bytes each in bfloat16."""
+
+    def enough(*_, **__):
+        raise ValueError("enough")
+
+    monkeypatch.setattr(DecoderModel, "from_pretrained", enough)
+    with the_device():
+        assert main(["finetune", "--device", "cuda", "--dtype", "bfloat16", "--out", str(tmp_path / "out")]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("memory of the GPU: at most about") and "base weights 3.25 MB" in said
+    assert "the process itself" not in said
 
 
 @pytest.mark.parametrize(
