@@ -2,7 +2,7 @@
 
 Two steps of training are run on ghosts (`backend/ghost`): the model is built as it would be, adapters are applied,
 loss, backward and AdamW follow, and only the content is missing. The moment at which most bytes are alive is the plan.
-A card's run is planned by its dtype with a CPU's kernels, whose temporaries are more: the plan is an upper bound there.
+A card's run is planned in its dtype, cut as it cuts, but with NumPy's primitives, whose temporaries are others.
 """
 
 from __future__ import annotations
