@@ -25,8 +25,8 @@ KINDS, ASKED = {"FrozenWeight", "HalfWeight", "NF4Weight", "Dense"}, 12
 # What a learner need not read to understand how a model is trained.
 WINGS = [
     "assets/", "backend/cpu/", "backend/cuda/", "backend/ghost/", "backend/replacement.py", "cli/", "course/", "data/",
-    "formats/", "inspect/", "lora/peft/", "models/checkpoints/", "models/families/", "train/checkpoint.py", "train/earlier.py",
-    "train/interrupt.py", "train/log.py", "train/run.py", "train/trouble.py",
+    "formats/", "inspect/", "lora/peft/", "models/checkpoints/", "models/families/", "train/checkpoint.py",
+    "train/earlier.py", "train/interrupt.py", "train/log.py", "train/run.py", "train/trouble.py",
 ]  # fmt: skip
 BOOK_IN_WINGS = ["data/batches.py", "data/examples.py"]  # they are arrays
 # Where the book opens onto a wing.

@@ -1,4 +1,4 @@
-"""Tensors: an operation is its value and one gradient rule an input.
+"""Tensors: an operation is its value and one gradient rule an input::
 
     def mul(a, b):
         x, y = a.data, b.data

@@ -1,4 +1,4 @@
-"""Run every lesson once, as a script from another folder: its processor time, and whether it is within the limit.
+"""Run every lesson once, as a notebook, and keep it with its outputs for the site: docs/lessons/*.ipynb.
 
     python tools/run_lessons.py [NUMBER ...]
 
@@ -8,13 +8,21 @@ The exit status is 1 if a lesson fails or takes over a minute of processor time,
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from notebooks import TUTORIALS, lessons, notebook
+from now_read import resolved
+
+PAGES = TUTORIALS.parent / "docs" / "lessons"
 LIMIT = 60.0  # seconds of processor time
+TO_TAKE = """
+
+To take with you: {{download}}`the script <../../tutorials/{stem}.py>`,
+{{download}}`the notebook <../../tutorials/notebooks/{stem}.ipynb>`."""
 
 
 def processor_seconds() -> float:
@@ -23,24 +31,30 @@ def processor_seconds() -> float:
     return times.children_user + times.children_system
 
 
-def run(lesson: Path) -> str | None:
-    """Run a lesson; what was wrong, or None."""
-    before = processor_seconds()
-    with tempfile.TemporaryDirectory() as elsewhere:
-        done = subprocess.run([sys.executable, str(lesson)], cwd=elsewhere, capture_output=True, text=True)
+def run(lesson: Path, pages: Path) -> str | None:
+    """Run a lesson and keep it; what was wrong, or None."""
+    before, found = processor_seconds(), notebook(lesson)
+    client = NotebookClient(found, timeout=1200, resources={"metadata": {"path": str(lesson.parent)}})
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        return f"{lesson.name} failed:\n{str(error)[-3000:]}"
     taken = processor_seconds() - before
     print(f"{lesson.name}: {taken:.1f} s of processor time", flush=True)
-    if done.returncode:
-        return f"{lesson.name} failed:\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
     if taken > LIMIT:
         return f"{lesson.name} took {taken:.0f} s of processor time, more than {LIMIT:.0f}"
+    for cell in found.cells:
+        if cell.cell_type == "markdown":
+            cell.source = resolved(cell.source)
+    found.cells[0].source += TO_TAKE.format(stem=lesson.stem)
+    pages.mkdir(parents=True, exist_ok=True)
+    nbformat.write(found, pages / f"{lesson.stem}.ipynb")
     return None
 
 
-def main(wanted: list[str], folder: Path = TUTORIALS) -> int:
-    lessons = sorted(folder.glob("[0-9][0-9]_*.py"))
-    chosen = [lesson for lesson in lessons if not wanted or lesson.name[:2] in {f"{int(n):02}" for n in wanted}]
-    wrong = [said for lesson in chosen if (said := run(lesson))]
+def main(wanted: list[str], folder: Path = TUTORIALS, pages: Path = PAGES) -> int:
+    chosen = [lesson for lesson in lessons(folder) if not wanted or int(lesson.name[:2]) in map(int, wanted)]
+    wrong = [said for lesson in chosen if (said := run(lesson, pages))]
     print("\n".join(wrong) if wrong else f"{len(chosen)} lessons ran", flush=True)
     return int(bool(wrong) or not chosen)
 

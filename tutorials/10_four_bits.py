@@ -6,7 +6,7 @@
 # weights again, so they need not be exact. Here you choose sixteen numbers, write each weight as the nearest of them,
 # two to a byte, and fine-tune a model over your own bytes. The format is NF4, the one that QLoRA uses.
 #
-# - **Needs**: lessons 1, 2
+# - **Needs**: lessons 1, 2, 8
 # - **Minutes**: 60
 # - **Replaces in lesson 0**: lines of `NF4` by the real ones
 # - **Afterwards you can**: follow a weight into its byte and back, say why NF4's levels stand where they stand, and

@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from tinyllm import functional as F
 from tinyllm.autograd import Node
+from tinyllm.backend.double_quant import dynamic_map
 from tinyllm.backend.nf4 import NF4_LEVELS
 
 
@@ -38,6 +40,17 @@ def my_unbroadcast(g, shape):
     return g
 
 
+def my_lora_update(x, A, B, scale):
+    """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
+    h = F.linear(x, A)  # (..., r): what A reads
+    return F.linear(h * scale, B)
+
+
+def my_lora_fold(w, A, B, scale):
+    """W + scale * B A, of arrays; w (rows, in), A (r, in), B (rows, r)."""
+    return w + scale * (B @ A)
+
+
 def my_nf4_quantize(xp, flat, block_size):
     """Packed codes (uint8) and scales (float32) of a flat float32 array."""
     n, rest = flat.size, flat.size % block_size
@@ -59,3 +72,22 @@ def my_nf4_dequantize(xp, packed, absmax, block_size, n, start=0, out=None, dtyp
     pairs = packed[start // 2 : (start + n + 1) // 2]
     codes = xp.stack([pairs >> 4, pairs & 15], axis=1).reshape(-1)[:n]
     return (xp.asarray(NF4_LEVELS)[codes] * xp.repeat(absmax, block_size)[:n]).astype(dtype)
+
+
+def my_quantize_absmax(absmax):
+    """Scales in 8 bits: codes (uint8), a scale for each 256 of them (float32), and the mean (float32)."""
+    offset = absmax.mean(dtype=np.float32)
+    filled = np.zeros(-(-absmax.size // 256) * 256, np.float32)
+    filled[: absmax.size] = absmax - offset
+    blocks = filled.reshape(-1, 256)
+    absmax2 = np.abs(blocks).max(axis=1)
+    scaled = blocks / np.maximum(absmax2, np.float32(1e-38))[:, None]
+    levels = dynamic_map()
+    codes = np.searchsorted((levels[:-1] + levels[1:]) / 2, scaled.reshape(-1))
+    return codes[: absmax.size].astype(np.uint8), absmax2, offset
+
+
+def my_dequantize_absmax(codes, absmax2, offset):
+    """The scales that the codes stand for, float32."""
+    scale = np.repeat(absmax2, 256)[: codes.size]
+    return dynamic_map()[codes] * scale + np.float32(offset)

@@ -1,14 +1,19 @@
 """DoRA: an update that learns how long a weight's rows are apart from where they point (arXiv 2402.09353).
 
 A row of W is one output's weights. DoRA writes it as a length m times a direction, lets LoRA turn the direction, and
-trains m beside it:
+trains m beside it::
 
     V = W + scale * B A          (out, in), the direction, not normed
     y = m / |V| * V x + bias     |V| (out,): the norm of each row
 
-At first B = 0 and m = |W|, so that y is the base's to the last bit. |V| is computed anew in every forward pass, but the
-gradient takes it as a constant (section 4.3 of the paper), as PEFT does: with G = dL/d(Vx m/|V|) summed over the
-tokens against x, dL/dB = scale * (m/|V| * G) A^T, dL/dA = scale * B^T (m/|V| * G), dL/dm = sum(G * V/|V|) over rows.
+At first B = 0 and m is W's norms, so that y is the base's to the last bit. V's norms n are computed anew in every
+forward pass, but the gradient takes them as constants (section 4.3 of the paper), as PEFT does: with
+G = dL/d(Vx m/n) summed over the tokens against x::
+
+    dL/dB = scale * (m/n * G) A^T
+    dL/dA = scale * B^T (m/n * G)
+    dL/dm = sum(G * V/n) over rows
+
 The paper's m stands for columns of its transposed W: the same numbers.
 """
 
@@ -38,7 +43,7 @@ class DoRA(Adapter):
         self.magnitude = Parameter(row_norms(stored(layer.weight), self.lora_A.data, self.lora_B.data, scale))
 
     def forward(self, x: Tensor, y: Any = None, layer: Any = None) -> Tensor:
-        """What is added to y = W x + bias: (m/|V| - 1) W x + m/|V| scale B A x, so that each adapter adds its own."""
+        """What is added to y = W x + bias: (m/n - 1) W x + m/n scale B A x, so that each adapter adds its own."""
         weight, bias = layer.base_layer.weight, layer.chosen_bias()
         norms = row_norms(stored(weight), self.lora_A.data, self.lora_B.data, self.scale)
         length = self.magnitude / Tensor(norms)  # m/|V| (out,)

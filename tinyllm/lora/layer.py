@@ -1,4 +1,4 @@
-r"""A linear layer with LoRA beside it: y = W x + scale * B A x, with W frozen (arXiv 2106.09685, eq. 3).
+r"""A linear layer with LoRA beside it: y = W x + scale * B A x, with W frozen (arXiv 2106.09685, eq. 3)::
 
            x (batch, time, in)
           /                  \

@@ -127,7 +127,7 @@ def neg(a: Tensor) -> Tensor:
 
 @of_tensor
 def abs(a: Tensor) -> Tensor:
-    """|a|; its slope at 0 is 0."""
+    """``|a|``; its slope at 0 is 0."""
     x, xp = a.data, of(a.data).xp
     return op(xp.abs(x), (a, lambda g: g * xp.sign(x)))
 

@@ -1,4 +1,4 @@
-"""The names of an adapter's arrays, ``base_model.model.`` + module + part, and what does not fit them.
+"""The names of an adapter's arrays, ``base_model.model.`` + module + part, and what does not fit them::
 
     model.layers.0.self_attn.q_proj.lora_A.weight           (r, in), also for GPT-2, whose weights are (in, out)
     model.layers.0.self_attn.q_proj.lora_B.weight           (out, r)

@@ -4,7 +4,7 @@ A kernel is one of two forms. An *elementwise* file holds the body of a CuPy `El
 index `i`; its first comment names the parameters. A *raw* file holds whole ``__global__`` functions for `RawKernel`.
 `T` is the element type in both: float, half or bfloat16. Sums are float32 in every one of them.
 
-A file's header lines, after what it does:
+A file's header lines, after what it does::
 
     // in: raw uint8 packed, raw float32 absmax      parameters of an elementwise kernel, as CuPy writes them
     // out: T y
