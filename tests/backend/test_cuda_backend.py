@@ -21,12 +21,14 @@ from tinyllm.backend.cuda import overrides as cuda  # noqa: E402
 from tinyllm.backend.cuda import single  # noqa: E402
 from tinyllm.backend.cuda.gemm import stacked_matmul  # noqa: E402
 from tinyllm.backend.device import to_host  # noqa: E402
+from tinyllm.backend.ghost import haunted  # noqa: E402
 from tinyllm.cli import main  # noqa: E402
 from tinyllm.data import (  # noqa: E402
     Dataset,
     Example,
     Loader,  # noqa: E402
 )
+from tinyllm.frozen.weight import TILE_BYTES  # noqa: E402
 from tinyllm.generate import generate  # noqa: E402
 from tinyllm.inspect.memory import card_peak  # noqa: E402
 from tinyllm.inspect.plan import plan  # noqa: E402
@@ -143,6 +145,14 @@ def test_the_plan_of_a_run_on_a_card_is_of_its_dtype_and_of_nothing_but_the_card
             batch_size=2, seq_len=TIME, dtype=dtype, storage="nf4" if method == "qlora" else None,
         )  # fmt: skip
         assert planned.library == 0 and 0.98 * peak <= planned.peak <= 1.6 * peak, (peak, planned)
+
+
+def test_ghosts_are_cut_as_the_device_cuts():
+    """Eight MB of a weight are several tiles of a CPU, and one of a card."""
+    with haunted():
+        assert len(BACKENDS["ghost"].pieces(4096, 2048, TILE_BYTES)) > 1
+    with the_device(), haunted():
+        assert BACKENDS["ghost"].pieces(4096, 2048, TILE_BYTES) == [slice(0, 4096)]
 
 
 def test_the_command_plans_what_the_card_will_hold(tmp_path, monkeypatch, capsys):
