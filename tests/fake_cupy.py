@@ -50,7 +50,11 @@ pool = _Pool()
 
 
 class MemoryHook:
+    name = "MemoryHook"
+
     def __enter__(self):
+        if any(hook.name == self.name for hook in pool.hooks):
+            raise KeyError(f"memory hook {self.name} already exists")
         pool.hooks.append(self)
         return self
 
@@ -190,6 +194,8 @@ def _asarray(x, dtype=None, order=None, **_):
 
 def _matmul(a, b):
     x, y = _off(a), _off(b)
+    if x.dtype != y.dtype:
+        raise TypeError(f"{x.dtype} times {y.dtype}: CuPy would copy both to the wider, and leave the tensor cores")
     if x.dtype.name == "float32" or x.dtype.kind == "f" and x.dtype.itemsize == 8:
         return ndarray(np.asarray(x @ y))
     if x.ndim > 2 or y.ndim > 2:
@@ -288,6 +294,8 @@ class _Ufunc:
         return _wrapped(self.ufunc)(*args, **kwargs)
 
     def at(self, x, index, values):
+        if x.dtype.name == "bfloat16":
+            raise TypeError(f"cupy.{self.ufunc.__name__}.at only supports some dtypes, and {x.dtype} is none of them")
         self.ufunc.at(_off(x), _off(index), _off(values))
 
 
@@ -297,7 +305,7 @@ cupy.synchronisations = cupy.launches = 0
 cupy.ndarray = ndarray
 cupy.asarray = _asarray
 cupy.array = lambda x, dtype=None, **_: ndarray(np.array(x.a if isinstance(x, ndarray) else x, dtype=dtype))
-cupy.ascontiguousarray = lambda x, dtype=None: ndarray(np.ascontiguousarray(_asarray(x).a, dtype=dtype))
+cupy.ascontiguousarray = lambda x, dtype=None: ndarray(np.ascontiguousarray(_off(x), dtype=dtype))
 cupy.asnumpy = lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x)
 cupy.matmul = _matmul  # without out=: what CuPy accepts there is not documented for a slice of columns
 cupy.get_default_memory_pool = lambda: pool

@@ -162,9 +162,9 @@ def _described(value: Any) -> str:
 def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     """Sum `g` over the axes along which an array of `shape` was broadcast.
 
-    The transpose of broadcasting: what was copied forward is added up backward.
+    The transpose of broadcasting: what was copied forward is added up backward; of half precision in float32.
     """
     if g.ndim > len(shape):
-        g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))), dtype=np.promote_types(g.dtype, np.float32))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
-    return g.sum(axis=stretched, keepdims=True) if stretched else g
+    return g.sum(axis=stretched, keepdims=True, dtype=np.promote_types(g.dtype, np.float32)) if stretched else g

@@ -81,17 +81,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     check_shape("rms_norm", "weight", weight, x.shape[-1:])
     be, given, x, w = of(x.data), x, x.data, weight.data
     y, inverse = be.rms_norm(x, w, eps)
-    n = x.shape[-1]
     if not (be.undoes("rms_norm") and w.all()):
-        return op(
-            y,
-            (given, lambda g: be.rms_norm_backward(g, x, w, inverse)),
-            (weight, lambda g: (g * (x * inverse)).reshape(-1, n).sum(axis=0)),
-        )
+        return op(y, (given, lambda g: be.rms_norm_backward(g, x, w, inverse)), (weight, lambda g: g * (x * inverse)))
     return op(
-        y,
-        (given, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)),
-        (weight, lambda g: (g * y).reshape(-1, n).sum(axis=0) / w),
+        y, (given, lambda g: be.rms_norm_backward(g, y / (w * inverse), w, inverse)), (weight, lambda g: g * (y / w))
     )
 
 
@@ -102,12 +95,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     check_shape("layer_norm", "bias", bias, x.shape[-1:])
     be, given, x, w = of(x.data), x, x.data, weight.data
     y, mean, inverse = be.layer_norm(x, w, bias.data, eps)
-    n = x.shape[-1]
     return op(
         y,
         (given, lambda g: be.layer_norm_backward(g, x, w, mean, inverse)),
-        (weight, lambda g: (g * ((x - mean) * inverse)).reshape(-1, n).sum(axis=0)),
-        (bias, lambda g: g.reshape(-1, n).sum(axis=0)),
+        (weight, lambda g: g * ((x - mean) * inverse)),
+        (bias, lambda g: g),
     )
 
 
@@ -120,6 +112,7 @@ def rope(x: Tensor, cos: Any, sin: Any) -> Tensor:
     if x.shape[3] % 2:
         raise ValueError(f"rope turns pairs of channels, and {x.shape[3]} is odd")
     be = of(x.data)
+    cos, sin = be.xp.asarray(cos), be.xp.asarray(sin)
     return op(be.rope(x.data, cos, sin), (x, lambda g: be.rope(g, cos, -sin)))
 
 
@@ -171,7 +164,7 @@ def _checked_starts(starts: Any, q: Tensor, k: Tensor) -> Any:
         raise TypeError(f"attention: starts must be integers, not {starts.dtype}")
     if isinstance(starts, np.ndarray) and ((starts < 0) | (starts > np.arange(past, past + time))).any():
         raise ValueError("attention: a start is below 0 or behind its own query, which then would see no key at all")
-    return starts
+    return of(q.data).xp.asarray(starts)
 
 
 def _stored(operation: str, weight: Tensor | Weight) -> Weight:
@@ -243,7 +236,7 @@ def linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None = None) -> Te
     if bias is not None:
         check_shape("linear", "bias", bias, (n_out,))
         y += bias.data.astype(y.dtype, copy=False)  # a trained one is float32, also beside half precision
-        edges.append((bias, lambda g: g.reshape(-1, n_out).sum(axis=0)))
+        edges.append((bias, lambda g: g))
     return op(y, *edges)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tinyllm.backend.device import read
 from tinyllm.backend.names import in_our_words, is_real, is_share, kind_of, nearest, refuse_unknown
 from tinyllm.backend.table import of, replaceable
-from tinyllm.lora.layer import Adapter
+from tinyllm.lora.layer import Adapter, trained_dtype
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter, Tensor
 
@@ -23,7 +23,7 @@ class AdamW:
     ----------
     params : iterable of Parameter, or list of dict
         A dict is a group: ``{"params": [...], "lr": ..., "weight_decay": ...}``; what it leaves out it takes from the
-        arguments.
+        arguments. Those in half precision become float32: most updates would be lost in their rounding.
     lr, betas, eps, weight_decay
         As in PyTorch, with its defaults.
 
@@ -68,6 +68,8 @@ class AdamW:
             raise ValueError("there is nothing to train: none of these parameters has requires_grad; is all frozen?")
         if len({id(p) for p in everything}) != len(everything):
             raise ValueError("a parameter appears twice; each belongs to one group")
+        for p in everything:
+            p.data = p.data.astype(trained_dtype(p.dtype), copy=False)
         self.moments: dict[int, tuple[Any, Any]] = {}  # position -> (m, v)
         self.steps: dict[int, int] = {}
 

@@ -21,16 +21,20 @@ from tinyllm.backend.cuda import overrides as cuda  # noqa: E402
 from tinyllm.backend.cuda import single  # noqa: E402
 from tinyllm.backend.cuda.gemm import stacked_matmul  # noqa: E402
 from tinyllm.backend.device import to_host  # noqa: E402
+from tinyllm.backend.ghost import haunted  # noqa: E402
+from tinyllm.cli import main  # noqa: E402
 from tinyllm.data import (  # noqa: E402
     Dataset,
     Example,
     Loader,  # noqa: E402
 )
+from tinyllm.frozen.weight import TILE_BYTES  # noqa: E402
 from tinyllm.generate import generate  # noqa: E402
 from tinyllm.inspect.memory import card_peak  # noqa: E402
+from tinyllm.inspect.plan import plan  # noqa: E402
 from tinyllm.lora import apply_lora, merge_lora, unmerge_lora  # noqa: E402
 from tinyllm.models import DecoderModel  # noqa: E402
-from tinyllm.models.config import llama_shape  # noqa: E402
+from tinyllm.models.config import DecoderConfig, llama_shape  # noqa: E402
 from tinyllm.qlora import apply_qlora  # noqa: E402
 from tinyllm.train import (  # noqa: E402
     NonFiniteLoss,  # noqa: E402
@@ -127,6 +131,42 @@ def test_reading_onto_a_card_holds_no_second_copy(tmp_path):
         held = sum(p.data.nbytes for p in model.parameters())
         assert held <= most - before <= held + 4 * max(p.data.nbytes for p in model.parameters())
         assert model.norm.weight.dtype == np.float32 and model.embed_tokens.weight.dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_the_plan_of_a_run_on_a_card_is_of_its_dtype_and_of_nothing_but_the_card(method, dtype):
+    shape = dict(LLAMA, max_seq_len=TIME)
+    with the_device():
+        apply = {"lora": apply_lora, "qlora": apply_qlora, "full": lambda model, *_, **__: model}[method]
+        peak = trained(apply, dtype=HALVES.get(dtype, np.float32))[1]["peak_memory"]
+        planned = plan(
+            DecoderConfig(VOCAB, 64, 2, 2, **shape), method, rank=4, dropout=0.2, target_modules="all-linear",
+            batch_size=2, seq_len=TIME, dtype=dtype, storage="nf4" if method == "qlora" else None,
+        )  # fmt: skip
+        assert planned.library == 0 and 0.98 * peak <= planned.peak <= 1.6 * peak, (peak, planned)
+
+
+def test_ghosts_are_cut_as_the_device_cuts():
+    """Eight MB of a weight are several tiles of a CPU, and one of a card."""
+    with haunted():
+        assert len(BACKENDS["ghost"].pieces(4096, 2048, TILE_BYTES)) > 1
+    with the_device(), haunted():
+        assert BACKENDS["ghost"].pieces(4096, 2048, TILE_BYTES) == [slice(0, 4096)]
+
+
+def test_the_command_plans_what_the_card_will_hold(tmp_path, monkeypatch, capsys):
+    """The embedded base has 1,624,800 weights, of two bytes each in bfloat16."""
+
+    def enough(*_, **__):
+        raise ValueError("enough")
+
+    monkeypatch.setattr(DecoderModel, "from_pretrained", enough)
+    with the_device():
+        assert main(["finetune", "--device", "cuda", "--dtype", "bfloat16", "--out", str(tmp_path / "out")]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("memory of the GPU: about") and "base weights 3.25 MB" in said
+    assert "the process itself" not in said
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,13 @@ import pytest
 from tinyllm.backend import BACKENDS
 from tinyllm.backend import device as device_module
 from tinyllm.backend.device import BackendUnavailable, backend, device, probe, set_device, to_device, to_host
+
+
+def test_the_extras_ask_for_a_cupy_whose_pool_knows_how_much_is_used():
+    """Before 14.1.1 `used_bytes` walks through all blocks, and `card_peak` asks at every allocation."""
+    root = Path(__file__).resolve().parents[2]
+    asked = re.findall(r'"cupy-\w+\[ctk\]>=([\d.]+)"', (root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert len(asked) == 2 and all(tuple(map(int, one.split("."))) >= (14, 1, 1) for one in asked)
 
 
 class CUDARuntimeError(RuntimeError):

@@ -161,6 +161,7 @@ def finetune(args: argparse.Namespace, folder: Path, out: Path, console: Console
     planned = plan_of(  # with the data in memory, and nothing of the model yet
         folder, shape, args.method, storage, adapter,
         batch_size=args.batch_size, seq_len=args.max_seq_len, checkpointing=args.checkpointing,
+        dtype=args.dtype,
     )  # fmt: skip
     console.print(estimate(planned), soft_wrap=True)
     with telling_the_plan(planned):
@@ -241,7 +242,7 @@ def storage_of(method: str, block_size: int) -> str:
 
 
 def plan_of(model: Path, shape: DecoderConfig, method: str, storage: str, adapter: dict[str, Any], **rows: Any) -> Plan:
-    """What the run will hold, before anything of the model is read; `rows` says how many and how long they are."""
+    """What the run will hold, before anything of the model is read; `rows` says how many, how long, in which dtype."""
     storage, targets = storage_in(model, method, storage), None if method == "full" else adapter["target_modules"]
     also = {name: adapter[name] for name in ("rank", "dropout", "use_dora")}
     return plan(shape, method, storage=storage, target_modules=targets, **also, **rows)

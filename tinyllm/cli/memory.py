@@ -209,5 +209,6 @@ def estimate(p: Plan) -> str:
     """The plan of a run, for printing before it, in lines of at most 80 characters."""
     parts = [f"{EXPLAINED[name]} {megabytes(n)}" for name, n in p.by_category().items() if n]
     whole = [part.replace(" ", "\0") for part in parts]  # an amount stays with its name
-    text = f"memory: about {megabytes(p.peak)} at the fullest moment: {', '.join(whole)}"
+    where = "memory: about" if p.library else "memory of the GPU: about"
+    text = f"{where} {megabytes(p.peak)} at the fullest moment: {', '.join(whole)}"
     return textwrap.fill(text, 80, subsequent_indent="  ").replace("\0", " ")

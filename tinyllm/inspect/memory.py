@@ -44,7 +44,7 @@ def card_peak() -> Iterator[Callable[[], int | None]]:
     most = [pool.used_bytes()]
 
     class Peak(cupy.cuda.MemoryHook):  # type: ignore[name-defined]
-        name = "peak"
+        name = f"peak {id(most)}"  # CuPy holds hooks by name, and one block may stand inside another
 
         def malloc_postprocess(self, **_: Any) -> None:
             most[0] = max(most[0], pool.used_bytes())

@@ -2,6 +2,7 @@
 
 Two steps of training are run on ghosts (`backend/ghost`): the model is built as it would be, adapters are applied,
 loss, backward and AdamW follow, and only the content is missing. The moment at which most bytes are alive is the plan.
+A card's run is planned in its dtype, cut as it cuts, but with NumPy's primitives, whose temporaries are others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import random
+from tinyllm.backend.device import as_dtype, device
 from tinyllm.backend.ghost import Ghost, Meter, haunted, labelled
 from tinyllm.backend.table import BACKENDS
 from tinyllm.frozen.half import HalfWeight
@@ -49,7 +51,7 @@ class Plan:
     tiles : int
         Stretches of a stored weight, unpacked.
     library : int
-        Python, NumPy and this library: what this process has when the plan is made.
+        Python, NumPy and this library: what this process has when the plan is made; nothing of it is on a GPU.
     parameters, total, trainable : int
         How many numbers the base model has, how many there are with the adapters, and how many train.
     """
@@ -121,7 +123,7 @@ def plan(
     ValueError
         If there is no such method, or the model could not be trained so.
     """
-    storage = _storage(method, storage)
+    storage, dtype = _storage(method, storage), _dtype(dtype)
     for name, n in (("the batch size", batch_size), ("max_seq_len", seq_len)):
         if n < 1:
             raise ValueError(f"{name} must be at least 1, not {n}")
@@ -143,7 +145,7 @@ def plan(
             with meter.labelled("activations"):
                 ledger.watch(model)
                 _train(model, batch_size, seq_len)
-            return ledger.plan(resident_memory() or SOMETHING, parameters)  # planning leaves a few MB behind
+            return ledger.plan(_library(), parameters)  # planning leaves a few MB behind
     finally:
         random.default.restore(place)
 
@@ -158,6 +160,17 @@ def _storage(method: str, storage: str | None) -> str:
     return storage
 
 
+def _dtype(dtype: Any) -> np.dtype:
+    """What is computed in; float16 for bfloat16, which has as many bytes, and of whose results NumPy tells nothing."""
+    dtype = as_dtype(dtype)
+    return np.dtype(np.float16) if dtype.itemsize == 2 else dtype
+
+
+def _library() -> int:
+    """What stands beside the arrays, where they are."""
+    return 0 if device() == "cuda" else resident_memory() or SOMETHING
+
+
 def _have_blas_take_its_work_space() -> None:
     """It takes one for each thread, at the first product that is wide enough."""
     be = BACKENDS["numpy"]
@@ -170,7 +183,8 @@ def _train(model: DecoderModel, batch_size: int, seq_len: int) -> None:
     """Two steps: only the second has the optimiser's moments from the start."""
     model.train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = AdamW(trainable)
+    with labelled("base"):  # what trains whole in half precision becomes float32
+        optimizer = AdamW(trainable)
     ids = np.zeros((batch_size, seq_len), np.int64)
     for _ in range(2):
         model.loss(ids, ids).backward()

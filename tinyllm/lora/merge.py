@@ -111,15 +111,15 @@ def _plain(path: str, adapted: LoRALinear, base: Any) -> Linear:
     if adapted.adding():
         weight, name = stored(layer.weight), f"{path}.weight"
         adapted.unmerge()  # what was folded for use is not kept beside what is folded for good
-        array = adapted.fold(_floats(base[name], weight.dtype) if isinstance(base, Mapping) else weight)
+        array = adapted.fold(_floats(base[name], weight) if isinstance(base, Mapping) else weight)
         layer.weight = weight.like(array, name) if base == "requantized" else Parameter(array, requires_grad=False)
     return layer
 
 
-def _floats(weight: Any, dtype: Any) -> Dense:
-    """A weight of another model's state dict, or an array, in float."""
-    array = stored(weight).dense() if isinstance(weight, Weight | Tensor) else weight
-    return Dense(array.astype(dtype, copy=False))
+def _floats(given: Any, own: Weight) -> Dense:
+    """A weight of another model's state dict, or an array, in floats where this model's own is."""
+    array = stored(given).dense() if isinstance(given, Weight | Tensor) else given
+    return Dense(own.xp.asarray(array, dtype=own.dtype))
 
 
 def _refuse_to_part(model: Module, changed: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from tinyllm.lora.layer import trained_dtype
 from tinyllm.nn import Module
 from tinyllm.tensor import Parameter
 
@@ -60,11 +61,11 @@ class SavedModule(Module):
 
 
 def copy_module(module: Module) -> Module:
-    """A copy with parameters of its own; stored weights, which never change, are shared."""
+    """A copy with parameters of its own, which can train; stored weights, which never change, are shared."""
     twin = copy.copy(module)
     for name, value in list(vars(twin).items()):
         if isinstance(value, Parameter):
-            setattr(twin, name, Parameter(value.data.copy()))
+            setattr(twin, name, Parameter(value.data.astype(trained_dtype(value.dtype))))
         elif isinstance(value, Module):
             setattr(twin, name, copy_module(value))
     return twin

@@ -13,8 +13,8 @@ import numpy as np
 
 from tinyllm import functional as F
 from tinyllm.backend import random
-from tinyllm.backend.device import as_dtype
-from tinyllm.backend.names import in_our_words, is_array
+from tinyllm.backend.device import as_dtype, to_host
+from tinyllm.backend.names import in_our_words
 from tinyllm.backend.table import of
 from tinyllm.models.build import check_storage, fill, gpt2_init
 from tinyllm.models.cache import KVCache
@@ -127,8 +127,8 @@ class DecoderModel(Module):
         too; with "nf4" they are kept as float16. Anything but "float32" is frozen for good. Converted weight by weight,
         so that no float copy of the model ever exists.
     dtype : dtype
-        float32, or float64 for exact gradients. On a GPU also float16 and bfloat16, to compute with a frozen base:
-        gains, adapters, sums and the loss are float32 then.
+        float32, or float64 for exact gradients. On a GPU also float16 and bfloat16, to compute in them:
+        gains, what trains, sums and the loss are float32 then.
     seed : int, optional
         Initialise from this seed rather than from the default generator.
     init : callable or None
@@ -205,11 +205,11 @@ class DecoderModel(Module):
             raise ValueError(
                 f"{past + ids.shape[1]} tokens do not fit into the {c.max_seq_len} learned positions; shorten the input"
             )
-        positions, starts = positions_and_starts(ids.shape, past, segment_ids, attention_mask, cache, c.sliding_window)
+        packed, mask = to_host(segment_ids), to_host(attention_mask)
+        positions, starts = positions_and_starts(ids.shape, past, packed, mask, cache, c.sliding_window)
         x = self.embed_tokens(ids)  # (batch, time, channel)
         be = of(x.data)
-        if starts is not None:
-            starts = be.xp.asarray(starts)
+        starts = None if starts is None else be.xp.asarray(starts)  # once, for every layer
         rope = None
         if c.positions == "learned":
             x = x + self.embed_positions(positions)
@@ -262,9 +262,9 @@ class DecoderModel(Module):
                 raise TypeError("loss takes ids and targets, loss(ids, targets), or one batch of a Loader, loss(batch)")
             ids, targets, segment_ids = ids.ids, ids.labels, ids.segment_ids
         ids = check_ids(ids, self.config.vocab_size)
-        targets = targets if is_array(targets) else np.asarray(targets)
-        if tuple(targets.shape) != ids.shape:
-            raise ValueError(f"ids have shape {ids.shape} and targets {tuple(targets.shape)}; they must be alike")
+        targets = np.asarray(to_host(targets))
+        if targets.shape != ids.shape:
+            raise ValueError(f"ids have shape {ids.shape} and targets {targets.shape}; they must be alike")
         x = self.hidden(ids, segment_ids, attention_mask)
         head = self.lm_head.chosen()
         if isinstance(head, Linear) and head.bias is None:

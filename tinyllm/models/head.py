@@ -42,11 +42,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor | Weight, targets: Any) -> Te
     Tensor ()
         The mean loss over the live targets.
     """
-    be, w, shape = of(x.data), stored(weight), x.shape
+    be, w, shape = of(x.data), stored(weight).computing_in(x.dtype), x.shape
     rows = x.data.reshape(-1, shape[-1])
     labels, live = live_targets(be.xp, targets, (*shape[:-1], w.shape[0]))
     gx = be.xp.empty(rows.shape, rows.dtype) if wants_grad(x) else None
-    gw = be.xp.zeros(w.shape, rows.dtype) if wants_grad(weight) else None
+    gw = be.xp.zeros(w.shape, np.promote_types(rows.dtype, np.float32)) if wants_grad(weight) else None
     # The gradient of a row's loss is 1/live of the mean's. In half that would lose small ones: there the rule divides.
     half = rows.dtype.itemsize == 2
     total = _in_chunks(be, rows, labels, w, 1 if half else 1 / live, gx, gw)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.backend.device import to_host
 from tinyllm.models.cache import KVCache
 from tinyllm.models.config import DecoderConfig
 
@@ -23,7 +24,7 @@ def check_ids(ids: Any, vocab_size: int) -> np.ndarray:
         Naming the first bad id and where it stands.
     """
     try:
-        ids = np.asarray(ids)
+        ids = np.asarray(to_host(ids))
     except ValueError:
         raise ValueError("token ids must have rows of one length: pad them, and pass an attention_mask") from None
     if ids.dtype.kind not in "iu" and ids.size:

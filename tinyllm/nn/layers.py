@@ -89,12 +89,14 @@ class Embedding(Module):
     ):
         check_sizes("Embedding", num_embeddings, embedding_dim)
         self.num_embeddings, self.embedding_dim, self.fewest = num_embeddings, embedding_dim, fewest
+        self.dtype = np.dtype(dtype)
         self.weight: Weight = placeholder((num_embeddings, embedding_dim), dtype)
         if init:
             self.weight = Parameter(to_device(random.default.normal((num_embeddings, embedding_dim), 0.02, dtype)))
 
     def forward(self, ids: Any) -> Tensor:
-        return F.embedding(self.weight, ids)
+        rows = F.embedding(self.weight, ids)
+        return rows.astype(self.dtype) if self.dtype.itemsize == 2 else rows  # of a table that trains, float32
 
 
 class RMSNorm(Module):

@@ -66,7 +66,7 @@ def compare(a: Tensor, b: Any, how: Callable) -> Any:
         return NotImplemented
     if a.dtype.kind not in "iub":
         a, b = pair(a, b)
-    return Tensor(how(a.data, b.data if isinstance(b, Tensor) else b))
+    return Tensor(how(a.data, of(a.data).xp.asarray(b.data if isinstance(b, Tensor) else b)))
 
 
 def add(a: Any, b: Any) -> Tensor:

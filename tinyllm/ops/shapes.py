@@ -80,11 +80,11 @@ def getitem(a: Tensor, index: Any) -> Tensor:
     basic = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
 
     def getitem_rule(g: Any) -> Any:
-        y = xp.zeros(shape, g.dtype)
+        y = xp.zeros(shape, g.dtype if basic else np.promote_types(g.dtype, np.float32))
         if basic:  # a slice takes no element twice
             y[index] = g
         else:
-            xp.add.at(y, index, g)
+            xp.add.at(y, index, g.astype(y.dtype, copy=False))
         return y
 
     return op(a.data[index], (a, getitem_rule))

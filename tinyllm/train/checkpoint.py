@@ -79,7 +79,7 @@ def load_checkpoint(path: Path, model: Module, optimizer: AdamW, settings: dict[
     if own.keys() != saved.keys():
         raise ValueError(f"{path} holds other parameters than this model trains; resume with the same settings")
     steps = {int(i): n for i, n in about["optimizer_steps"].items()}
-    _refuse_incomplete(path, arrays, own, optimizer, steps)
+    _refuse_incomplete(path, arrays, own, optimizer, steps, calm=about["loss_scale"][1])
     _refuse_other_groups(path, about["groups"], optimizer)
     model.load_state_dict(saved, strict=False)
     moments = {kind: {i: arrays[f"{kind}.{i}"] for i in steps} for kind in ("m", "v")}
@@ -149,12 +149,12 @@ PARTS = {
 
 
 def _refuse_incomplete(
-    path: Path, arrays: dict[str, Any], own: dict[str, Any], optimizer: AdamW, steps: dict[int, int]
+    path: Path, arrays: dict[str, Any], own: dict[str, Any], optimizer: AdamW, steps: dict[int, int], calm: int
 ) -> None:
-    """Every parameter has its moments, and all arrays fit."""
+    """Every parameter has its moments, and all arrays fit; `calm` steps of the last ones overflowed nothing."""
     trained = [p for group in optimizer.groups for p in group["params"]]
-    if not steps and trained[0].dtype.name == "float16":
-        trained = []  # every step so far overflowed and was left out
+    if not steps and not calm:
+        trained = []  # every step so far overflowed in float16 and was left out
     wanted = {f"model.{name}": p for name, p in own.items()}
     wanted |= {f"{kind}.{i}": p for kind in ("m", "v") for i, p in enumerate(trained)}
     missing = [name for name in wanted if name not in arrays]

@@ -11,6 +11,7 @@ import numpy as np
 from tinyllm.backend import device
 from tinyllm.backend.cpu.backend import CPU
 from tinyllm.backend.cpu.threads import get_num_threads
+from tinyllm.backend.cuda.backend import CUDA
 from tinyllm.backend.ghost import meter
 from tinyllm.backend.ghost.array import FUNCTIONS, Ghost, asarray, contiguous
 from tinyllm.backend.ghost.meter import Meter
@@ -44,9 +45,13 @@ class GhostModule:
 
 
 class GhostBackend(CPU):
-    """Cuts as the CPU does, for as many threads; of pieces that are alike, it works at the first and the last."""
+    """Cuts as the device in use does, for as many threads; of pieces that are alike, it works at the first and last."""
 
     at_a_piece = False
+
+    def pieces(self, n: int, each: int = 0, most: int = 0, unit: int = 1, even: bool = False) -> list[slice]:
+        cut = CUDA.pieces if device.device() == "cuda" else CPU.pieces
+        return cut(self, n, each, most, unit, even)  # type: ignore[arg-type]
 
     def in_turn(self, pieces: Sequence[Any]) -> Sequence[Any]:
         """The first piece, and as many as decide the peak: it comes at one of the last two, beside the one before."""
