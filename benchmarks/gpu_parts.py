@@ -58,9 +58,11 @@ def values(dry: bool) -> dict[str, Any]:
 
 
 def properties(dry: bool) -> dict[str, Any]:
-    """The other tests of primitives."""
-    which = "softmax and not definition" if dry else "not definition"
-    return passed(["tests/backend/test_primitives.py", "-k", which], dry)
+    """The other tests of primitives, and every variant of a model."""
+    if dry:
+        return passed(["tests/backend/test_primitives.py", "-k", "softmax and not definition"], dry)
+    files = ["tests/backend/test_primitives.py", "tests/backend/test_variants.py"]
+    return passed([*files, "-k", "not definition"], dry)
 
 
 def passed(what: list[str], dry: bool) -> dict[str, Any]:

@@ -327,7 +327,7 @@ pasts = (16, 64, 128, 192)
 times = {}
 for past in pasts:
     cached, anew = one_more(past)
-    found = kit.in_turns({"cached": cached, "anew": anew}, rounds=5)
+    found = kit.in_turns({"cached": cached, "anew": anew}, rounds=9)
     times[past] = (1e3 * found["cached"], 1e3 * found["anew"])
 
 
@@ -348,7 +348,7 @@ def figure_cache(times):
 
 
 drawn = figure_cache(times)
-assert times[192][0] < 2 * times[16][0] and times[192][1] > 3 * times[16][1]
+assert times[192][1] > 2 * times[192][0] and times[192][1] > 2 * times[16][1]
 kit.say(
     f"After 192 tokens the next one takes {times[192][1] / times[192][0]:.0f} times as long without a cache. A text of "
     "n tokens takes about n steps with it, and about n · n / 2 positions without."
