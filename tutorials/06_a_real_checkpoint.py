@@ -130,7 +130,7 @@ def loss_of(model):
 empty = loss_of(model)
 loss = loss_of(filled(model, arrays))
 assert loss == loss_of(kit.base().eval()) < empty
-kit.say(f"Its loss on four pieces of the plays was {empty:.2f} and is {loss:.4f} now, as after the engine's own reading.")
+kit.say(f"Its loss on four pieces of the plays was {empty:.2f} and is {loss:.4f} now, as with the engine's reader.")
 
 # %% [markdown]
 # ## 3. Sixteen bits
@@ -392,4 +392,4 @@ else:
 # - `tinyllm.formats.safetensors_file`: reading and writing, with what is refused
 # - `tinyllm.backend.half.to_bfloat16`: yours
 # - `tinyllm.models.checkpoints.folder.load_pretrained`: from a folder to a model
-# - `tinyllm.models.families`: each family's names
+# - `tinyllm.models.families.family.family_of`: each family's names
