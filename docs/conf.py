@@ -6,13 +6,17 @@
 
 import importlib
 import pkgutil
+import platform
 import re
 import sys
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "tools")]
 
+import plans  # noqa: E402
 from pygments.lexers.python import PythonLexer  # noqa: E402
 
 import tinyllm  # noqa: E402
@@ -23,7 +27,15 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc"
 exclude_patterns = ["_build"]
 nitpicky = True
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["dollarmath", "deflist", "substitution"]
+myst_substitutions = {
+    "lessons": plans.table(),
+    "afternoon": plans.table([8, 9, 10]),
+    "six_weeks": plans.table([1, 2, 4, 8, 10, 11]),
+    "versions": ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "matplotlib", "tokenizers")),
+    "release": tinyllm.__version__,
+    "machine": f"Python {platform.python_version()} on {platform.system()}, {date.today().isoformat()}",
+}
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # tools/run_lessons.py ran them
 nb_merge_streams = True

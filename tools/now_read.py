@@ -25,8 +25,10 @@ def found(name: str) -> tuple[ModuleType, str]:
         thing: Any = module
         for part in parts[cut:]:
             thing = getattr(thing, part)  # an AttributeError names it
-        home = getattr(thing, "__module__", None) if cut < len(parts) else None
-        return (importlib.import_module(home) if home else module), ".".join(parts[cut:])
+        home, inner = getattr(thing, "__module__", None), ".".join(parts[cut:])
+        if inner and home:  # passed on from another module, or inherited
+            return importlib.import_module(home), getattr(thing, "__qualname__", inner)
+        return module, inner
     raise ModuleNotFoundError(f"there is no {name}")
 
 

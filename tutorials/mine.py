@@ -107,6 +107,18 @@ def my_next_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     return kept / kept.sum()
 
 
+def my_to_bfloat16(w):
+    """The upper half of each float32, rounded to nearest, ties to even: uint16."""
+    bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
+    odd = (bits >> 16) & 1
+    return ((bits + 0x7FFF + odd) >> 16).astype(np.uint16)
+
+
+def my_from_bfloat16(bits):
+    """The float32 that each pattern stands for."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def my_lora_update(x, A, B, scale):
     """scale * B A x; x (..., in), A (r, in), B (out, r): (..., out)."""
     h = F.linear(x, A)  # (..., r): what A reads

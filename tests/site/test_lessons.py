@@ -5,6 +5,7 @@ from __future__ import annotations
 import nbformat
 import notebooks
 import now_read
+import plans
 import pytest
 import run_lessons
 
@@ -78,6 +79,7 @@ def test_a_function_is_found_with_its_lines():
     lines = (now_read.ROOT / "tinyllm" / "lora" / "layer.py").read_text(encoding="utf-8").splitlines()
     assert (module, inner) == ("tinyllm.lora.layer", "LoRALinear.forward")
     assert lines[first - 1].strip().startswith("def forward(") and last > first
+    assert now_read.place("tinyllm.frozen.NF4Weight.tiles")[:2] == ("tinyllm.frozen.weight", "FrozenWeight.tiles")
     assert now_read.place("tinyllm.kept")[0] == "tinyllm.inspect.kept"  # where it is defined
     assert now_read.place("tinyllm.backend.nf4.NF4_LEVELS")[2] > 1
 
@@ -93,3 +95,13 @@ def test_names_become_links_only_where_one_is_to_read_on():
 def test_a_renamed_function_stops_it():
     with pytest.raises(AttributeError, match="gone"):
         now_read.resolved("## Now read\n- `tinyllm.tensor.gone`: no")
+
+
+def test_the_plans_add_up():
+    there = plans.lessons()
+    rows = plans.table([8, 10]).splitlines()
+    assert rows[-1].startswith(f"| together | | {there[8].minutes + there[10].minutes} | ")
+    assert sum(there[8].exercises) >= 30 and "](lessons/08_lora)" in rows[2]
+    assert len(plans.table().splitlines()) == 3 + len(there)
+    with pytest.raises(KeyError):
+        plans.table([99])
