@@ -80,8 +80,8 @@ launches, moved = counted(adamw, w, g, m, v)
 fused = 7 * 4 * n
 assert launches > 10 and moved > 4 * fused
 kit.say(
-    f"{launches} launches move {moved / 1e6:.0f} MB, {moved / fused:.1f} times as much as the {fused / 1e6:.0f} MB of one "
-    "kernel."
+    f"{launches} launches move {moved / 1e6:.0f} MB, {moved / fused:.1f} times as much as the {fused / 1e6:.0f} MB of "
+    "one kernel."
 )
 
 # %% [markdown]
@@ -116,8 +116,8 @@ def figure_crossing():
     kit.show(
         figure,
         "Computed time of a step against the size, both axes logarithmic: flat while Python's launches take longer, "
-        f"then rising with the bytes. The bend is at {crossing['array operations']:.0e} numbers for array operations and at "
-        f"{crossing['one kernel']:.0e} for one kernel.",
+        f"then rising with the bytes. The bend is at {crossing['array operations']:.0e} numbers for array operations and "
+        f"at {crossing['one kernel']:.0e} for one kernel.",
     )
     return crossing
 
