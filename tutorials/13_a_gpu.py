@@ -116,8 +116,8 @@ def figure_crossing():
     kit.show(
         figure,
         "Computed time of a step against the size, both axes logarithmic: flat while Python's launches take longer, "
-        f"then rising with the bytes. The bend is at {crossing['array operations']:.0e} numbers for array operations and "
-        f"at {crossing['one kernel']:.0e} for one kernel.",
+        f"then rising with the bytes. The bend is at {crossing['array operations']:.0e} numbers for array operations "
+        f"and at {crossing['one kernel']:.0e} for one kernel.",
     )
     return crossing
 

@@ -378,5 +378,5 @@ check("14-pack", pack_kernel)
 # ## Now read
 #
 # - `tinyllm.backend.cuda.kernels`: how the engine's kernels are kept and built
-# - `tinyllm.backend.cuda.nf4`: who calls which of them
-# - `tinyllm.course.cuda_on_cpu`: how a processor plays a card
+# - `tinyllm.backend.cuda.nf4.nf4_dequantize`: who calls which of them
+# - `tinyllm.course.cuda_on_cpu.raw.RawKernel`: how a processor plays a card
