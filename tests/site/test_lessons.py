@@ -34,9 +34,9 @@ def test_a_failing_cell_stops_it_and_is_shown(tmp_path, capsys):
     assert not (tmp_path / "pages" / "01_fails.ipynb").exists()
 
 
-def test_a_lesson_over_its_time_stops_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lessons, "LIMIT", 0.0)
-    assert run_lessons.main([], lesson(tmp_path, "sum(i * i for i in range(10**6))"), tmp_path / "pages") == 1
+def test_a_lesson_over_its_time_stops_it(tmp_path):
+    slow = lesson(tmp_path, "sum(i * i for i in range(10**6))")
+    assert run_lessons.main(["--limit", "0"], slow, tmp_path / "pages") == 1
 
 
 def test_no_lesson_is_no_success(tmp_path):
