@@ -34,7 +34,7 @@ def running_on(name: str) -> Iterator[Backend]:
             set_device("cpu")
     else:
         pytest.importorskip("ml_dtypes", reason="not run: ml_dtypes (bfloat16 for NumPy) is not installed")
-        from tests.cuda_on_cpu import compiler
+        from tinyllm.course.cuda_on_cpu import compiler
 
         if compiler() is None:
             pytest.skip("not run: g++ is not installed")

@@ -17,7 +17,7 @@ from types import ModuleType, SimpleNamespace
 import ml_dtypes
 import numpy as np
 
-from tests import cuda_on_cpu
+from tinyllm.course import cuda_on_cpu
 
 HALF = {2: np.float16, 14: ml_dtypes.bfloat16, 0: np.float32}
 _BASICS = (int, float, bool, complex, str, type(None), type(Ellipsis), slice, np.generic, np.dtype, type)

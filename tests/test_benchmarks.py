@@ -296,7 +296,7 @@ def test_every_part_for_a_card_has_a_limit():
 
 def needs_stand_in():
     pytest.importorskip("ml_dtypes", reason="not run: ml_dtypes (bfloat16 for NumPy) is not installed")
-    from tests.cuda_on_cpu import compiler
+    from tinyllm.course.cuda_on_cpu import compiler
 
     if compiler() is None:
         pytest.skip("not run: g++ is not installed")

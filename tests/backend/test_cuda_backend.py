@@ -13,8 +13,9 @@ import pytest
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="not run: ml_dtypes (bfloat16 for NumPy) is not installed")
 
+from needs import needs_compiler  # noqa: E402
+
 import tinyllm  # noqa: E402
-from tests.cuda_on_cpu import needs_compiler  # noqa: E402
 from tests.fake_cupy import OutOfMemoryError, cupy, pool, the_device  # noqa: E402
 from tinyllm.backend import BACKENDS  # noqa: E402
 from tinyllm.backend.cuda import overrides as cuda  # noqa: E402

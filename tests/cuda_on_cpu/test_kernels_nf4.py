@@ -9,13 +9,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from needs import needs_compiler
 
-from tests.cuda_on_cpu import ORDERS, needs_compiler, settings
 from tests.fake_cupy import cupy
 from tinyllm.backend.cuda import nf4 as cuda
 from tinyllm.backend.cuda.kernels import kernel
 from tinyllm.backend.double_quant import dynamic_map
 from tinyllm.backend.nf4 import NF4_LEVELS, NF4_MIDPOINTS, nf4_dequantize, nf4_quantize
+from tinyllm.course.cuda_on_cpu import ORDERS, settings
 
 pytestmark = needs_compiler
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

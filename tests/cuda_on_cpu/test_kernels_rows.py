@@ -10,13 +10,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from needs import needs_compiler
 
-from tests.cuda_on_cpu import ORDERS, needs_compiler, settings
 from tests.fake_cupy import cupy
 from tinyllm.backend.cuda import attention, nf4, single
 from tinyllm.backend.cuda import rows as by_rows
 from tinyllm.backend.cuda.overrides import SPECIFICATION
 from tinyllm.backend.random import raw_words
+from tinyllm.course.cuda_on_cpu import ORDERS, settings
 
 pytestmark = needs_compiler
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

@@ -15,8 +15,8 @@ import re
 import numpy as np
 import pytest
 
-from tests.cuda_on_cpu.elementwise import ElementwiseKernel, source
 from tinyllm.backend.cuda.kernels import every
+from tinyllm.course.cuda_on_cpu.elementwise import ElementwiseKernel, source
 
 CARDS = (75, 80, 86, 89, 90, 100, 120)
 cupy = pytest.importorskip("cupy", reason="not run: CuPy is not installed")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from needs import needs_compiler
 
-from tests.cuda_on_cpu import ORDERS, CompileError, ElementwiseKernel, KernelError, RawKernel, needs_compiler, settings
+from tinyllm.course.cuda_on_cpu import ORDERS, CompileError, ElementwiseKernel, KernelError, RawKernel, settings
 
 pytestmark = needs_compiler
 

@@ -7,6 +7,7 @@ import ctypes
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ _settings = Settings()
 
 
 @contextlib.contextmanager
-def settings(**changes: object) -> Iterator[None]:
+def settings(**changes: Any) -> Iterator[None]:
     """How launches run inside the block: ``order``, ``races``, ``trace``, ``seed``, ``step_limit`` (see Settings)."""
     global _settings
     before, _settings = _settings, replace(_settings, **changes)
@@ -103,7 +104,7 @@ def check_shape(kernel: str, grid: tuple, block: tuple) -> tuple[tuple[int, ...]
     """Grid and block as three numbers each, within what every card since 2012 allows."""
     if not isinstance(grid, tuple) or not isinstance(block, tuple):
         raise TypeError(f"{kernel}: grid and block are tuples of one to three numbers")
-    full = tuple((*(int(n) for n in shape), 1, 1, 1)[:3] for shape in (grid, block))
+    full = ((*map(int, grid), 1, 1, 1)[:3], (*map(int, block), 1, 1, 1)[:3])
     for what, shape, limits in ("grid", full[0], (2**31 - 1, 65535, 65535)), ("block", full[1], (1024, 1024, 64)):
         if any(not 1 <= n <= most for n, most in zip(shape, limits, strict=True)):
             raise ValueError(f"{kernel}: a {what} of {shape}: each number is at least 1 and at most {limits}")

@@ -1,6 +1,6 @@
 """CUDA C on a machine without a card: the text of a kernel is compiled by g++ and run over NumPy arrays, under watch.
 
-    from tests.cuda_on_cpu import RawKernel
+    from tinyllm.course.cuda_on_cpu import RawKernel
     RawKernel(code, "name")((blocks,), (threads,), (x, y, np.int32(n)))
 
 The classes take what CuPy's take, so that one launch code serves both (``kx = cupy`` or ``kx = cuda_on_cpu``). Every
@@ -13,17 +13,13 @@ include/ (the language).
 
 from __future__ import annotations
 
-import pytest
-
 from .arguments import address
 from .elementwise import ElementwiseKernel
 from .launch import ORDERS, Counts, KernelError, settings
 from .library import CompileError, compiler
 from .raw import RawKernel, RawModule
 
-needs_compiler = pytest.mark.skipif(compiler() is None, reason="not run: g++ is not installed")
-
 __all__ = [
     "ORDERS", "CompileError", "Counts", "ElementwiseKernel", "KernelError", "RawKernel", "RawModule", "address",
-    "compiler", "needs_compiler", "settings",
+    "compiler", "settings",
 ]  # fmt: skip
