@@ -371,8 +371,8 @@ hidden = [name for name in mistakes if abs(above[name]) < 0.2]
 print("\n".join(f"{name:22} held out, at the end: {loss:.3f}" for name, loss in ends.items()))
 assert hidden and above["alpha without rank"] > 0.5 and above["A never moves"] > 0
 kit.say(
-    f"Within 0.2 of the right run: {', '.join(hidden)}. A that never moves is {above['A never moves']:.2f} above it, and "
-    f"without the right run beside it nobody would know. Alpha alone is {above['alpha without rank']:.2f} above."
+    f"Within 0.2 of the right run: {', '.join(hidden)}. A that never moves is {above['A never moves']:.2f} above it, "
+    f"and without the right run beside it nobody would know. Alpha alone is {above['alpha without rank']:.2f} above."
 )
 
 # %% [markdown]
