@@ -170,6 +170,7 @@ for name, batches in (("right", right), ("moved twice", twice)):
     runs[name] = learn(model, batches)
     after[name] = kit.held_out(model, batches=2)
 falls = {name: losses[0] - losses[-1] for name, losses in runs.items()}
+assert after["right"]["plays"] > before["plays"] + 0.3
 assert falls["moved twice"] > 2 * falls["right"] and after["moved twice"]["jargon"] > after["right"]["jargon"] + 1
 kit.say(
     "\n".join(

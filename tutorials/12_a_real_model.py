@@ -86,7 +86,7 @@ with tinyllm.use(**parts):
     yours, written = recipe()
 engines, _ = recipe()
 gap = np.abs(yours - engines).max()
-assert gap < 5e-3 and calls["attention"] > 0
+assert gap < 5e-3, f"a part in mine.py computes something else (losses differ by {gap:.2g}): take them out one by one"
 kit.say(
     f"From {yours[0]:.4f} to {yours[-1]:.4f} with your parts, from {engines[0]:.4f} to {engines[-1]:.4f} with the "
     f"engine's; at no step are they further apart than {gap:.0e}."
@@ -366,13 +366,13 @@ ends = {
     "dropout, rightly off": correct[-1],
 }
 mistakes = ("nothing clipped", "alpha without rank", "A never moves", "dropout left on")
-hidden = [name for name in mistakes if abs(ends[name] - ends["right"]) < 0.2]
+above = {name: ends[name] - ends["right"] for name in mistakes}
+hidden = [name for name in mistakes if abs(above[name]) < 0.2]
 print("\n".join(f"{name:22} held out, at the end: {loss:.3f}" for name, loss in ends.items()))
-assert ends["alpha without rank"] > ends["right"] + 0.5 and "alpha without rank" not in hidden and hidden
+assert hidden and above["alpha without rank"] > 0.5 and above["A never moves"] > 0
 kit.say(
-    f"Within 0.2 of the right run: {', '.join(hidden)}. A that never moves is "
-    f"{ends['A never moves'] - ends['right']:.2f} above it, and without the right run beside it nobody would know. Alpha "
-    f"alone is {ends['alpha without rank'] - ends['right']:.2f} above."
+    f"Within 0.2 of the right run: {', '.join(hidden)}. A that never moves is {above['A never moves']:.2f} above it, "
+    f"and without the right run beside it nobody would know. Alpha alone is {above['alpha without rank']:.2f} above."
 )
 
 # %% [markdown]
