@@ -22,7 +22,7 @@ The wings: backend's cpu, cuda and ghost, formats, the rest of data, models' che
 inspect, course, cli, assets, a run's files in train.
 """
 
-from tinyllm import functional, nn, ops, optim
+from tinyllm import functional, generate, nn, ops, optim
 from tinyllm.backend import use
 from tinyllm.backend.cpu.threads import get_num_threads, set_num_threads
 from tinyllm.backend.device import set_device
@@ -43,6 +43,7 @@ __all__ = [
     "checkpoint",
     "enable_grad",
     "functional",
+    "generate",
     "get_num_threads",
     "gradcheck",
     "graph_svg",

@@ -31,7 +31,7 @@ from functools import wraps
 
 from tinyllm.backend.device import backend
 from tinyllm.backend.replacement import REPLACEABLE
-from tinyllm.generate import generate  # before the table is read: a module's parts are in it once it is imported
+from tinyllm.generate import generate
 
 try:
     import mine

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,3 +191,18 @@ def test_unreplaced_primitives_are_the_functions_themselves():
     with tinyllm.use(sigmoid=lambda xp, x: x * 0):
         assert be.table["softmax"] is be.own["softmax"] and be.table["sigmoid"] is not be.own["sigmoid"]
     assert be.table == be.own and of(X) is be
+
+
+def test_all_that_can_be_replaced_is_known_from_the_start():
+    """A function is known once its module is loaded, and nobody should have to know which that is."""
+    package = Path(tinyllm.__file__).parent
+    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    marked = {
+        node.name
+        for node in nodes
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(mark, ast.Name) and mark.id == "replaceable" for mark in node.decorator_list)
+    }
+    known = "import tinyllm; from tinyllm.backend.table import REPLACEABLE; print(*REPLACEABLE)"
+    done = subprocess.run([sys.executable, "-c", known], capture_output=True, text=True, check=True)
+    assert marked == set(done.stdout.split()) and len(marked) >= 10
