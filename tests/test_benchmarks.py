@@ -339,3 +339,15 @@ def test_the_page_says_what_the_card_gave():
         assert f"{again['seconds_a_step']:.3f} s" in page
     assert found["about"]["device"] == second["about"]["device"] and second["about"]["device"] in page
     assert found["values"]["tests"].startswith("52 passed") and second["variants"]["tests"].startswith("103 passed")
+
+
+def test_the_design_shows_what_the_styles_give():
+    import operation_styles
+
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert page.partition("<!-- begin: styles -->\n")[2].partition("\n<!-- end")[0] == operation_styles.report()
+    x, w, g = np.random.default_rng(0).standard_normal((3, 4, 4))
+    for style in operation_styles.NAMES:
+        for found, right in zip(operation_styles.gradients(style, x, w, g), (g @ w, g.T @ x), strict=True):
+            assert np.abs(found - right).max() < 1e-14
+    assert operation_styles.kept("rules", frozen=True) == ["w"] and operation_styles.kept("class", True) == ["w", "x"]
