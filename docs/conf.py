@@ -39,6 +39,7 @@ myst_substitutions = {
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # tools/run_lessons.py ran them
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # what lessons say may be a table
 mathjax_path = "mathjax/tex-svg.js"  # version 3: parts of version 4 do not load from a folder
 
 autodoc_member_order = "bysource"

@@ -73,6 +73,7 @@ def test_every_lesson_is_there_as_it_ran(site):
         number = int(lesson[:2])
         assert f"lesson {number}: tinyllm" in text  # what the first cell printed
         assert re.search(r'<img alt="[^"]{30,}"', text), f"lesson {number} shows no figure"
+        assert "|—" not in text, f"lesson {number} shows a table's source"
         source = r"_modules/tinyllm/[\w/]+\.html[^>]*><code>tinyllm\.[\w.]+</code></a> \([\w/.]+, lines \d+ to \d+\)"
         assert re.search(source, text), f"lesson {number} names no source"
 
