@@ -70,11 +70,11 @@ kit.say(f"The adapter has {share:.1%} as many numbers as the base.")
 # %% tags=["hide-output"]
 with tinyllm.use(lora_fold=my_lora_fold):
     merge_lora(model)  # here your function is called, once for each layer; the sum is kept
-merged, weights = logits(model, prompt), [layer.merged_weight().data for _, layer in lora_layers(model)]
+merged, weights = logits(model, prompt), [layer.folded()[0].data for _, layer in lora_layers(model)]
 assert written(model) == text
 unmerge_lora(model)
 merge_lora(model)  # and once more, with the engine's own
-assert all((w == layer.merged_weight().data).all() for w, (_, layer) in zip(weights, lora_layers(model), strict=True))
+assert all((w == layer.folded()[0].data).all() for w, (_, layer) in zip(weights, lora_layers(model), strict=True))
 gap, size = np.abs(merged - before).max(), np.abs(before).max()
 assert 0 < gap < 1e-5 * size
 kit.say(
@@ -514,7 +514,7 @@ check("09-bytes", adapter_bytes)
 # ## Now read
 #
 # - `tinyllm.lora.layer.lora_fold`: yours
-# - `tinyllm.lora.layer.LoRALinear.merged_weight`: when a fold is made again
+# - `tinyllm.lora.layer.LoRALinear.folded`: when a fold is made again
 # - `tinyllm.lora.merge.merge_lora`: beside the base, or for good
 # - `tinyllm.lora.verbs.set_adapter`: which adapters count, and train
 # - `tinyllm.lora.peft.adapter.save_adapter`: the file

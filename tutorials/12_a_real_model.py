@@ -72,7 +72,7 @@ kit.say(
 TARGETS = {"rank": 8, "alpha": 16.0, "target_modules": "all-linear", "verbose": False}
 
 
-def recipe(steps=12):
+def recipe(steps=9):
     """Losses of a QLoRA run, and what the merged model writes."""
     tinyllm.manual_seed(0)
     model = apply_qlora(kit.base(), **TARGETS)
@@ -155,16 +155,16 @@ def loss_of(model, batch):
 if not missing:
     tokens = Tokenizer.load(file)
     rows = Loader(load_text(assets.jargon()[:40_000], tokens), 1, 128)
-    held = Loader(load_text(assets.jargon()[-1_500:], tokens), 2, 128).batch(0)
+    held = Loader(load_text(assets.jargon()[-1_500:], tokens), 1, 128).batch(0)
     tinyllm.manual_seed(0)
     with tinyllm.use(**parts):
         real = DecoderModel.from_pretrained(file, storage="nf4")
         apply_lora(real, **TARGETS)
-        losses, (before, after) = learn(real, [rows.batch(i) for i in range(3)], lr=5e-3, held=held, every=3)
+        losses, (before, after) = learn(real, [rows.batch(i) for i in range(2)], lr=1e-2, held=held, every=2)
     assert after < before
     kit.say(
         f"{real.num_parameters():,} parameters, {real.num_parameters(trainable_only=True):,} of them in the adapters, "
-        f"all through your parts. Three steps of 128 tokens: the held-out loss went from {before:.3f} to {after:.3f}."
+        f"all through your parts. Two steps of 128 tokens: the held-out loss went from {before:.3f} to {after:.3f}."
     )
     del real
 
@@ -213,7 +213,7 @@ kit.say(
 # %%
 jargon_end = load_text(assets.jargon()[-38_590:], kit.tokenizer())  # the part that kit.batches leaves out
 held = Loader(jargon_end, 4, 64).batch(0)
-draws, STEPS = kit.batches(size=3), 16
+draws, STEPS = kit.batches(size=3), 12
 batches = [next(draws) for _ in range(STEPS)]
 
 
@@ -444,7 +444,7 @@ untouched = kit.held_out(kit.base(), 1)
 results = {}
 for name, make, lr in (("full", everything, 3e-3), ("LoRA", adapted, 1e-2), ("QLoRA", quantised, 1e-2)):
     model = make()
-    kit.fine_tune(model, steps=20, lr=lr)
+    kit.fine_tune(model, steps=14, lr=lr)
     results[name] = kit.held_out(model, 1) | {"trained": model.num_parameters(trainable_only=True)}
 assert all(row["jargon"] < untouched["jargon"] - 1 for row in results.values())
 assert results["full"]["plays"] > results["LoRA"]["plays"] > untouched["plays"]
@@ -571,7 +571,7 @@ check("12-rank", largest_rank)
 # ## What this does not show
 #
 # * What a good model is. The loss on held-out text says how well the text is guessed, not whether answers are true.
-# * Long runs. Mistakes that do not show in twenty steps may in two thousand: what is not clipped may break at a rare
+# * Long runs. Mistakes that do not show in a dozen steps may in a thousand: what is not clipped may break at a rare
 #   batch.
 # * That one look is enough: two bugs at once make curves that resemble none of these.
 # * Speed. The chart is of memory alone.

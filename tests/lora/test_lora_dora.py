@@ -92,7 +92,7 @@ def test_the_formula_and_the_lengths_of_the_merged_rows(storage, n_in, n_out, ra
     )
     size = np.abs(wanted).max() + np.abs(x).max() * np.abs(m).max() * n_in
     assert np.abs(layer(Tensor(x)).data - wanted).max() <= 1e-13 * size
-    merged = layer.merged_weight().data
+    merged = layer.folded()[0].data
     assert np.allclose(np.linalg.norm(merged, axis=1), np.abs(m), rtol=1e-14, atol=1e-14)
     directions = np.sign(m) * (merged * v).sum(1) / np.abs(m) / np.linalg.norm(v, axis=1)
     assert np.allclose(directions, 1, rtol=0, atol=1e-13)  # m changes lengths alone
@@ -184,7 +184,7 @@ def test_of_several_each_adds_its_own_difference():
         total += v - w
     wanted = x @ total.T + layer.base_layer.bias.data
     assert np.allclose(layer(Tensor(x)).data, wanted, rtol=1e-12, atol=1e-12)
-    assert np.allclose(layer.merged_weight().data, total, rtol=1e-12, atol=1e-12)
+    assert np.allclose(layer.folded()[0].data, total, rtol=1e-12, atol=1e-12)
     assert all(np.abs(d).max() > 1e-3 for d in sets.values())
 
 

@@ -223,6 +223,21 @@ def test_adapters_train_in_float32_beside_half_precision(kind, dropout):
     assert y.dtype == np.float16 and all(p.dtype == p.grad.dtype == np.float32 for p in trained)
 
 
+def test_a_merged_layer_uses_the_bias_that_counts_now():
+    layer = LoRALinear(Linear(3, 4))
+    layer.adapters, layer.active = {"default": Adapter(layer.base_layer, 2, 0.5)}, ("default",)
+    layer.merge()
+    x = Tensor(np.ones((1, 3), np.float32))
+    before = layer(x).data
+    layer.base_layer.bias = Parameter(layer.base_layer.bias.data + 1)
+    assert np.allclose(layer(x).data, before + 1)
+    layer.train_bias("default")
+    layer.adapters["default"].trained_bias.data += 1
+    assert np.allclose(layer(x).data, before + 2)
+    layer.adapters["default"].trained_bias = Parameter(layer.base_layer.bias.data + 2)
+    assert np.allclose(layer(x).data, before + 3)
+
+
 def test_a_merged_weight_follows_whatever_it_is_made_of():
     """The base's weight and its array, A and B and their arrays, the scale, and which adapters are active."""
     for change in (
@@ -239,9 +254,9 @@ def test_a_merged_weight_follows_whatever_it_is_made_of():
         for each in layer.adapters.values():
             each.lora_B.data = np.ones_like(each.lora_B.data)
         layer.merge()
-        before = layer.merged_weight()
-        assert layer.merged_weight() is before
+        before = layer.folded()[0].data
+        assert layer.folded()[0].data is before
         change(layer, adapter)
-        after = layer.merged_weight().data
+        after = layer.folded()[0].data
         layer.merge()
-        assert (after != before.data).any() and (after == layer.merged_weight().data).all()
+        assert (after != before).any() and (after == layer.folded()[0].data).all()

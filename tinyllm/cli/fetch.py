@@ -137,11 +137,12 @@ def run_under_bar(command: list[str], folder: str, size: int) -> tuple[int, str]
 
 
 def bytes_in(folder: str) -> int:
-    """The bytes of all files in a folder, some of which may go meanwhile."""
+    """The bytes of all files in a folder, some of which may go meanwhile, and so may folders (which rglob minds)."""
     total = 0
-    for path in Path(folder).rglob("*"):
-        with suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+    for inside, _, files in os.walk(folder):
+        for file in files:
+            with suppress(OSError):
+                total += os.path.getsize(os.path.join(inside, file))
     return total
 
 

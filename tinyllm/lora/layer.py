@@ -127,15 +127,14 @@ class LoRALinear(Module):
         self.adapters: dict[str, Adapter | TrainedBias] = {}
         self.active: tuple[str, ...] = ()
         self.enabled, self.merged = True, False
-        self._folded: tuple[Any, tuple] | None = None  # the merged weight, and where what it was made of stood
+        self._folded: tuple[Any, tuple] | None = None  # merged weight and bias, and where what they were made of stood
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled or not self.active:
             return self.base_layer(x)
-        bias = self.chosen_bias()
-        if self.merged and (folded := self.merged_weight()) is not None:
-            return F.linear(x, folded, bias)
-        y = base = F.linear(x, self.base_layer.weight, bias)
+        if self.merged:
+            return F.linear(x, *self.folded())
+        y = base = F.linear(x, self.base_layer.weight, self.chosen_bias())
         for adapter in self.adding():
             y = y + adapter(x, base, self)
         return y
@@ -158,6 +157,7 @@ class LoRALinear(Module):
             adapter = self.adapters.setdefault(name, TrainedBias())
             bias = self.base_layer.bias.data
             adapter.trained_bias = Parameter(bias.astype(trained_dtype(bias.dtype)))
+            self._folded = None
 
     def merge(self) -> None:
         """Use W with the active updates in; made again, since an optimiser may have changed arrays in place."""
@@ -167,8 +167,8 @@ class LoRALinear(Module):
         """Use W, and the adapters beside it."""
         self.merged, self._folded = False, None
 
-    def merged_weight(self) -> Tensor | None:
-        """W with the active updates in, (out, in), or None if none has one.
+    def folded(self) -> tuple[Weight, Parameter | None]:
+        """W with the active updates in, (out, in), and the bias that counts.
 
         Made once, and again if an array it was made of was replaced: at one token, looking takes as long as computing.
         """
@@ -176,7 +176,10 @@ class LoRALinear(Module):
             folded, (owners, names, things) = self._folded
             if all(map(is_, map(getattr, owners, names), things)):
                 return folded
-        folded = Tensor(self.fold(stored(self.base_layer.weight))) if self.adding() else None
+        weight = self.base_layer.weight
+        if self.adding():
+            weight = Tensor(self.fold(stored(weight)))
+        folded = weight, self.chosen_bias()
         self._folded = folded, tuple(zip(*self.made_of(), strict=True))
         return folded
 
@@ -184,6 +187,7 @@ class LoRALinear(Module):
         """What a merge depends on: an object, its attribute, and what that is now."""
         weight = self.base_layer.weight
         yield self.base_layer, "weight", weight
+        yield self.base_layer, "bias", self.base_layer.bias
         yield self, "active", self.active
         for adapter in self.adding():
             yield adapter, "scale", adapter.scale

@@ -70,7 +70,7 @@ def merge_lora(model: Module, keep_base: bool = True, base: Any = "dequantized",
     for _, layer in lora_layers(model):
         layer.merge()
         if layer.adding():
-            layer.merged_weight()
+            layer.folded()
     return model
 
 
