@@ -128,3 +128,13 @@ def _image(figure: Any, alt: str) -> str:
     width = round(figure.get_figwidth() * PIXELS)
     words = escape(" ".join(alt.split()))
     return f'<img alt="{words}" style="width:{width}px;max-width:100%" src="data:image/png;base64,{data}">'
+
+
+def show_html(html: str, lines: list[str]) -> None:
+    """Show an element of HTML in a notebook; a script prints the lines, which say the same."""
+    if in_notebook():
+        from IPython.display import HTML, display
+
+        display(HTML(html))
+    else:
+        print("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines))

@@ -1,0 +1,5 @@
+"""Exercises of lesson 10."""
+
+from tinyllm.course.exercise import Exercise
+
+EXERCISES: tuple[Exercise, ...] = ()

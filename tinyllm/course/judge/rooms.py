@@ -1,0 +1,173 @@
+"""Where an answer lives while it is judged: in this process, or in one of its own, with limits.
+
+A room has one door, `call(name, case)`. Neither room is a sandbox: the second keeps the judge out of reach, and bounds
+time, memory and output, but its code can still read files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tinyllm.course.judge.calling import Answer, called
+from tinyllm.course.judge.wire import decode, encode
+
+ROOT = str(Path(__file__).resolve().parents[3])
+SECONDS, MEGABYTES, LONGEST = 5.0, 2048, 64_000_000
+START = "import sys; sys.path.insert(0, sys.argv[1]); from tinyllm.course.judge.worker import main; main(sys.argv[2])"
+
+
+class Here:
+    """This process: for oneself, in a notebook.
+
+    Parameters
+    ----------
+    functions : mapping of str to callable
+    seconds : float
+        Of one call, where the system can bound it.
+    """
+
+    def __init__(self, functions: Mapping[str, Callable], seconds: float = SECONDS):
+        self.functions, self.seconds = dict(functions), seconds
+
+    def call(self, name: str, case: tuple) -> Answer:
+        return called(self.functions[name], case, self.seconds)
+
+    def close(self) -> None:
+        pass
+
+
+class Process:
+    """A process of its own, started again when it was ended.
+
+    Parameters
+    ----------
+    source : str
+        The answers' text, as `submission` cut it out.
+    file : str
+        What error messages call it.
+    emptied : sequence of str
+        What raises in there when it is used.
+    seconds, megabytes : float, int
+        Of one call, and of all memory (Linux and macOS).
+    """
+
+    def __init__(
+        self,
+        source: str,
+        file: str = "student.py",
+        emptied: tuple[str, ...] = (),
+        seconds: float = SECONDS,
+        megabytes: int = MEGABYTES,
+    ):
+        self.load = {"load": source, "file": file, "emptied": list(emptied), "seconds": seconds}
+        self.seconds, self.megabytes = seconds, megabytes
+        self._process: subprocess.Popen | None = None
+
+    def call(self, name: str, case: tuple) -> Answer:
+        functions: list[Callable] = []
+        if self._process is None:
+            wrong = self._start()
+            if wrong is not None:
+                return wrong
+        self._send({"call": name, "args": [encode(x, functions) for x in case]})
+        while True:
+            found = self._receive(self.seconds + 1)
+            if isinstance(found, Answer):
+                return found
+            if "callback" not in found:
+                return _answer(found)
+            function = functions[int(found["callback"])]
+            answer = called(function, tuple(decode(found["args"])))
+            self._send({"value": encode(answer.value), "raised": answer.raised, "said": answer.said})
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process = None
+            self._folder.cleanup()
+
+    def _start(self) -> Answer | None:
+        """Start it and let it read the answers; what went wrong, or None."""
+        self._folder = tempfile.TemporaryDirectory(prefix="answer-")
+        own = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "TMP", "TEMP")
+        env = {name: os.environ[name] for name in own if name in os.environ}
+        env |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-X", "utf8", "-c", START, ROOT, str(self.megabytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self._folder.name,
+            env=env,
+        )
+        assert self._process.stdout is not None
+        self._said: queue.Queue = queue.Queue()
+        threading.Thread(target=_listen, args=(self._process.stdout, self._said), daemon=True).start()
+        self._send(self.load)
+        found = self._receive(20 + self.seconds)
+        if isinstance(found, Answer):
+            return found
+        if found.get("raised"):
+            self.close()
+            return _answer(found)
+        return None
+
+    def _send(self, message: dict) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended, and `_receive` says so
+
+    def _receive(self, seconds: float) -> dict | Answer:
+        try:
+            line = self._said.get(timeout=seconds)
+        except queue.Empty:
+            self.close()
+            return Answer(raised="TooLong", said=f"{self.seconds:g} s")
+        try:
+            found = json.loads(line)
+            assert isinstance(found, dict)
+        except (ValueError, AssertionError):
+            self.close()
+            return Answer(raised="Died")
+        return found
+
+
+def _listen(pipe: IO[bytes], said: queue.Queue) -> None:
+    """Pass on what the other side says, line by line; an empty line at its end."""
+    try:
+        while line := pipe.readline(LONGEST):
+            said.put(line)
+    except (OSError, ValueError):
+        pass
+    said.put(b"")
+
+
+def _answer(found: dict[str, Any]) -> Answer:
+    """The other side's words as an answer; they may be anything."""
+    try:
+        return Answer(
+            decode(found.get("value")),
+            str(found.get("raised", "")),
+            str(found.get("said", ""))[:300],
+            tuple(str(line)[:200] for line in found.get("lines", ())),
+            tuple(decode(found.get("after", []))),
+            int(found.get("printed", 0)),
+        )
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return Answer(raised="Died")
