@@ -167,7 +167,7 @@ class LoRALinear(Module):
         """Use W, and the adapters beside it."""
         self.merged, self._folded = False, None
 
-    def folded(self) -> tuple[Weight, Parameter | None]:
+    def folded(self) -> tuple[Any, Parameter | None]:
         """W with the active updates in, (out, in), and the bias that counts.
 
         Made once, and again if an array it was made of was replaced: at one token, looking takes as long as computing.
@@ -177,9 +177,7 @@ class LoRALinear(Module):
             if all(map(is_, map(getattr, owners, names), things)):
                 return folded
         weight = self.base_layer.weight
-        if self.adding():
-            weight = Tensor(self.fold(stored(weight)))
-        folded = weight, self.chosen_bias()
+        folded = Tensor(self.fold(stored(weight))) if self.adding() else weight, self.chosen_bias()
         self._folded = folded, tuple(zip(*self.made_of(), strict=True))
         return folded
 

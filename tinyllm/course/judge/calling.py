@@ -16,10 +16,13 @@ import numpy as np
 from tinyllm.course.judge.wire import copied
 
 ENDINGS = {
-    "TooLong": "it took longer than {:g} s",
+    "TooLong": "it took longer than {}",
+    "TooMuch": "it printed more than {}",
     "Died": "it ended its whole process",
     "MemoryError": "it wanted more memory than there is for it",
     "NotImplementedError": "it is still the stub",
+    "Missing": "there is no function of this name",
+    "NotLoaded": "its file does not run: {}",
 }  # after these it is not called again with other cases
 
 
@@ -52,6 +55,10 @@ class TooLong(BaseException):
     """The time of a call is over; no handler of `Exception` in an answer keeps it."""
 
 
+class TooMuch(BaseException):
+    """More was printed than anybody reads."""
+
+
 class Counted(io.TextIOBase):
     """Takes what is printed and counts it."""
 
@@ -59,6 +66,8 @@ class Counted(io.TextIOBase):
 
     def write(self, text: str) -> int:
         self.letters += len(text)
+        if self.letters > 10_000_000:
+            raise TooMuch("10 MB")
         return len(text)
 
 

@@ -133,13 +133,18 @@ def _exact(expected: Any, got: Any, where: str) -> None:
         raise Wrong(f"{where} is wrong: expected {shown(expected)}, got {shown(got)}", expected, got)
 
 
+WORDS: dict[type, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", bytes: "bytes", type(None): "None",
+    list: "a list", tuple: "a tuple", dict: "a dict", set: "a set", np.ndarray: "an array",
+}  # fmt: skip
+
+
 def _wanted(expected: Any) -> str:
-    words = {bool: "True or False", int: "a whole number", str: "a text", type(None): "None", bytes: "bytes"}
-    return words.get(type(expected), kind_of(expected))
+    return WORDS.get(type(expected)) or kind_of(expected)
 
 
 def _kind(got: Any) -> str:
-    return "None: is there a `return`?" if got is None else kind_of(got)
+    return "None: is there a `return`?" if got is None else WORDS.get(type(got)) or kind_of(got)
 
 
 def shown(value: Any, most: int = 300) -> str:

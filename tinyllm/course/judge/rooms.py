@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,8 @@ class Process:
         Of one call, and of all memory (Linux and macOS).
     """
 
+    _token = ""
+
     def __init__(
         self,
         source: str,
@@ -71,13 +74,14 @@ class Process:
         self.load = {"load": source, "file": file, "emptied": list(emptied), "seconds": seconds}
         self.seconds, self.megabytes = seconds, megabytes
         self._process: subprocess.Popen | None = None
+        self._wrong: Answer | None = None  # why it cannot be started
 
     def call(self, name: str, case: tuple) -> Answer:
         functions: list[Callable] = []
-        if self._process is None:
-            wrong = self._start()
-            if wrong is not None:
-                return wrong
+        if self._process is None and self._wrong is None:
+            self._wrong = self._start()
+        if self._wrong is not None:
+            return self._wrong
         self._send({"call": name, "args": [encode(x, functions) for x in case]})
         while True:
             found = self._receive(self.seconds + 1)
@@ -85,9 +89,7 @@ class Process:
                 return found
             if "callback" not in found:
                 return _answer(found)
-            function = functions[int(found["callback"])]
-            answer = called(function, tuple(decode(found["args"])))
-            self._send({"value": encode(answer.value), "raised": answer.raised, "said": answer.said})
+            self._send(_called_back(functions, found))
 
     def close(self) -> None:
         if self._process is not None:
@@ -127,8 +129,9 @@ class Process:
 
     def _send(self, message: dict) -> None:
         assert self._process is not None and self._process.stdin is not None
+        self._token = secrets.token_hex(8)  # what is no answer to this question is none
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"token": self._token} | message).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
             pass  # it has ended, and `_receive` says so
@@ -141,8 +144,9 @@ class Process:
             return Answer(raised="TooLong", said=f"{self.seconds:g} s")
         try:
             found = json.loads(line)
-            assert isinstance(found, dict)
-        except (ValueError, AssertionError):
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get("token") != self._token:
             self.close()
             return Answer(raised="Died")
         return found
@@ -156,6 +160,16 @@ def _listen(pipe: IO[bytes], said: queue.Queue) -> None:
     except (OSError, ValueError):
         pass
     said.put(b"")
+
+
+def _called_back(functions: list[Callable], found: dict[str, Any]) -> dict[str, Any]:
+    """What a function of the case gives for the arguments that came from the other side."""
+    try:
+        function, case = functions[int(found["callback"])], tuple(decode(found["args"]))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        return {"value": None, "raised": "ValueError", "said": str(error)}
+    answer = called(function, case)
+    return {"value": encode(answer.value), "raised": answer.raised, "said": answer.said}
 
 
 def _answer(found: dict[str, Any]) -> Answer:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import seed as seeded
-from hypothesis.errors import Flaky
+from hypothesis.errors import Flaky, Unsatisfiable
 
 from tinyllm.course.exercise import Exercise, Property, Seed, Wrong
 from tinyllm.course.judge.calling import ENDINGS, Answer, called
 from tinyllm.course.judge.compare import compare
 
 TOGETHER = 20.0  # seconds that all calls of one property may take
+SMALLER = 200  # other cases among which a smaller one is looked for
 AGAIN = 3  # times that the smallest case is tried again: an answer that draws lots does not give the same
 
 
@@ -66,8 +68,8 @@ class Outcome:
     seen: list[tuple] = field(default_factory=list)
 
 
-def trial(exercise: Exercise, tested: Property, room: Room, seed: int, examples: int) -> Outcome:
-    """Try a property with so many cases at most."""
+def trial(exercise: Exercise, tested: Property, room: Room, seed: int, examples: int, smaller: bool = True) -> Outcome:
+    """Try a property with so many cases at most; look for one that is smaller than Hypothesis's, or do not."""
     outcome, began = Outcome(tested), time.monotonic()
 
     def body(case: tuple) -> None:
@@ -83,11 +85,21 @@ def trial(exercise: Exercise, tested: Property, room: Room, seed: int, examples:
             outcome.expected, outcome.got = wrong.expected, wrong.got
             raise
 
+    outcome.passed = searched(body, tested.cases, seed, examples)
+    if not outcome.passed and not outcome.ended:
+        if smaller:
+            _smaller(exercise, tested, room, outcome, seed)
+        _again(exercise, tested, room, outcome)
+    return outcome
+
+
+def searched(body: Callable[[tuple], None], cases: Any, seed: int, examples: int) -> bool:
+    """Whether `body` raises for none of the cases that Hypothesis draws; the last one it is called with is small."""
     looked_for = settings(
         max_examples=examples,
         database=None,
         deadline=None,
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink),
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
@@ -95,17 +107,15 @@ def trial(exercise: Exercise, tested: Property, room: Room, seed: int, examples:
     )
     state = random.getstate(), np.random.get_state()
     try:
-        seeded(seed)(looked_for(given(tested.cases)(body)))()
-    except Flaky:
-        outcome.passed = False
-    except (Wrong, Ending):
-        outcome.passed = False
+        seeded(seed)(looked_for(given(cases)(body)))()
+    except Unsatisfiable:
+        return True
+    except (Flaky, Wrong, Ending):
+        return False
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
-    if not outcome.passed and not outcome.ended:
-        _again(exercise, tested, room, outcome)
-    return outcome
+    return True
 
 
 def one(exercise: Exercise, tested: Property, room: Room, case: tuple, outcome: Outcome) -> None:
@@ -114,7 +124,7 @@ def one(exercise: Exercise, tested: Property, room: Room, case: tuple, outcome: 
     def call(*arguments: Any) -> Any:
         answer = room.call(exercise.function, arguments)
         outcome.printed |= answer.printed > 0
-        if answer.raised in ENDINGS or answer.raised == "Missing":
+        if answer.raised in ENDINGS:
             raise _ended(outcome, answer, arguments)
         unchanged(exercise, arguments, answer)
         if answer.raised:
@@ -143,7 +153,7 @@ def raising(answer: Answer, outcome: Outcome) -> Wrong:
 def refused(exercise: Exercise, room: Room, case: tuple, wanted: Answer, outcome: Outcome) -> None:
     """The reference raises: so must the answer."""
     answer = room.call(exercise.function, case)
-    if answer.raised in ENDINGS or answer.raised == "Missing":
+    if answer.raised in ENDINGS:
         raise _ended(outcome, answer, case)
     unchanged(exercise, case, answer)
     if not answer.raised:
@@ -175,9 +185,42 @@ def plainly_equal(one: Any, other: Any) -> bool:
 
 def _ended(outcome: Outcome, answer: Answer, case: tuple, said: str | None = None) -> Ending:
     outcome.ended, outcome.lines, outcome.case = answer.raised, answer.lines, case
-    words = "there is no function of this name" if answer.raised == "Missing" else ENDINGS[answer.raised]
-    outcome.said = said or words.format(float(answer.said.split()[0]) if answer.raised == "TooLong" else 0)
+    outcome.said = said or ENDINGS[answer.raised].format(answer.said)
     return Ending()
+
+
+def _smaller(exercise: Exercise, tested: Property, room: Room, outcome: Outcome, seed: int) -> None:
+    """Search again among cases with fewer numbers: Hypothesis cannot take a row out of several arrays at once."""
+    sizes = sorted(
+        {n for case in cases_of(tested, seed + 2, SMALLER) if (n := _numbers(case)) < _numbers(outcome.case)}
+    )
+    found = Outcome(tested)
+
+    def body(case: tuple) -> None:
+        try:
+            one(exercise, tested, room, case, found)
+        except Wrong as wrong:
+            found.said, found.case, found.lines = wrong.said, case, found.lines
+            found.expected, found.got = wrong.expected, wrong.got
+            raise
+
+    for most in sizes[:4]:
+        fewer = tested.cases.filter(lambda case, most=most: _numbers(case) <= most)
+        if not searched(body, fewer, seed, SMALLER // 4) and found.case is not None and not found.ended:
+            outcome.said, outcome.case, outcome.lines = found.said, found.case, found.lines
+            outcome.expected, outcome.got = found.expected, found.got
+            return
+
+
+def _numbers(value: Any) -> int:
+    """How many numbers a case holds, those in its arrays and lists."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    if isinstance(value, dict):
+        return sum(map(_numbers, value.values())) + len(value)
+    if isinstance(value, list | tuple | set | bytes | str):
+        return sum(map(_numbers, value)) if isinstance(value, list | tuple) else len(value)
+    return 1
 
 
 def _again(exercise: Exercise, tested: Property, room: Room, outcome: Outcome) -> None:
@@ -201,17 +244,5 @@ def _again(exercise: Exercise, tested: Property, room: Room, outcome: Outcome) -
 def cases_of(tested: Property, seed: int, many: int) -> list[tuple]:
     """Some cases of a property, drawn without any answer."""
     found: list[tuple] = []
-
-    def body(case: tuple) -> None:
-        found.append(case)
-
-    drawn = settings(
-        max_examples=many,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-        verbosity=Verbosity.quiet,
-    )
-    seeded(seed)(drawn(given(tested.cases)(body)))()
+    searched(lambda case: found.append(case), tested.cases, seed, many)
     return found

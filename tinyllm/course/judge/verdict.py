@@ -11,6 +11,7 @@ from tinyllm.course.judge.trial import Outcome, Room, cases_of, trial
 
 AT_HOME = 100  # cases of a property
 ENDINGS_BORNE = 2  # after so many a process is not started again
+FOR_ALL = ("NotImplementedError", "Missing", "NotLoaded")  # what is so for every property
 NAMING = 40  # cases of each property on which a mistake must agree
 
 
@@ -70,8 +71,9 @@ def judge(exercise: Exercise, room: Room, seed: int = 0, examples: int = AT_HOME
         if ended >= ENDINGS_BORNE:
             outcomes.append(Outcome(tested, False, "not tried, after what happened above", ended=outcomes[-1].ended))
             continue
-        outcomes.append(trial(exercise, tested, room, seed, examples))
-        ended += {"": 0, "NotImplementedError": 9, "Missing": 9}.get(outcomes[-1].ended, 1)
+        first = all(o.passed for o in outcomes)  # its case is the one that is shown
+        outcomes.append(trial(exercise, tested, room, seed, examples, first))
+        ended += 0 if not outcomes[-1].ended else ENDINGS_BORNE if outcomes[-1].ended in FOR_ALL else 1
     verdict = Verdict(exercise, outcomes)
     if any(not o.passed and not o.ended and o.case is not None for o in outcomes):
         verdict.mistake = named(exercise, room, [o for o in outcomes if not o.ended], seed)

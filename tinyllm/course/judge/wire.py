@@ -67,9 +67,10 @@ def decode(plain: Any, call: Callable[[int], Callable] | None = None) -> Any:
     if not isinstance(plain, dict):
         return plain
     if "dtype" in plain:
-        flat = [decode(x) for x in plain.get("array", plain.get("number"))]
+        kind = "array" if "array" in plain else "number"
+        flat = [decode(x) for x in plain[kind]]
         array = np.array(flat, np.dtype(plain["dtype"])).reshape(plain["shape"])
-        return array if "array" in plain else array[()]
+        return array if kind == "array" else array[()]
     (kind, held), *_ = plain.items()
     if kind == "function" and call is not None:
         return call(held)

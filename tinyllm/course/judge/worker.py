@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.course.judge.calling import called
+from tinyllm.course.judge.definitions import definitions
 from tinyllm.course.judge.wire import NotPlain, decode, encode
 
 CLOSED = ("tinyllm.course.exercises", "tinyllm.course.exercise", "tinyllm.course.judge", "tinyllm.course.kit")
@@ -29,15 +30,18 @@ def main(megabytes: str) -> None:
         os.dup2(nowhere, number)
     limit(int(megabytes))
     functions: dict[str, Callable] = {}
+    seconds, token = 5.0, ""
 
     def send(message: dict) -> None:
-        outward.write(json.dumps(message).encode() + b"\n")
+        outward.write(json.dumps({"token": token} | message).encode() + b"\n")
         outward.flush()
 
     def ask(k: int) -> Callable:
         def asked(*args: Any) -> Any:
+            nonlocal token
             send({"callback": k, "args": [encode(x) for x in args]})
             found = json.loads(inward.readline())
+            token = found["token"]
             if found["raised"]:
                 raise ValueError(found["said"])
             return decode(found["value"])
@@ -45,11 +49,13 @@ def main(megabytes: str) -> None:
         return asked
 
     for line in inward:
-        message, seconds = json.loads(line), 5.0
+        message = json.loads(line)
+        token = message["token"]
         if "load" in message:
             seconds = message["seconds"]
             answer = called(load, (message["load"], message["file"], message["emptied"], functions), seconds)
-            send({"raised": answer.raised, "said": answer.said, "lines": answer.lines})
+            wrong = f"{answer.raised}: {answer.said}" if answer.raised else ""
+            send({"raised": "NotLoaded" if wrong else "", "said": wrong, "lines": answer.lines})
             functions = answer.value or {}
         else:
             case = tuple(decode(message["args"], ask))
@@ -80,7 +86,7 @@ def load(source: str, file: str, emptied: list[str], functions: dict) -> dict[st
     sys.meta_path.insert(0, Closed())
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     module: dict[str, Any] = {"__name__": "student", "__file__": file}
-    exec(compile(source, file, "exec"), module)
+    exec(compile(definitions(source, file), file, "exec"), module)
     return {name: value for name, value in module.items() if callable(value)}
 
 

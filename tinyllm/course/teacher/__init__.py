@@ -1,0 +1,1 @@
+"""What a teacher does: hand out exercises, grade a class without internet, keep a grade book."""
