@@ -5,6 +5,7 @@ Right answers meet more cases when HYPOTHESIS_PROFILE is `deep`: a thousand for 
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from pathlib import Path
@@ -65,6 +66,13 @@ def test_it_is_well_made(exercise):
     assert len({p.name for p in exercise.properties}) == len(exercise.properties)
     assert {c.caught_by for c in exercise.chaffs} <= {p.name for p in exercise.properties}
     assert all(c.hint for c in exercise.chaffs) and exercise.hints
+
+
+@by_id
+def test_what_it_names_is_there(exercise):
+    for name in [*exercise.emptied, *([exercise.read] if exercise.read else [])]:
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute)), name
 
 
 @by_id

@@ -93,6 +93,7 @@ def resolves(name: str) -> bool:
 
 def functions(text: str, mine: str) -> list[str]:
     """Figures show and return what they drew; stubs stay empty; what the reader builds stands in mine.py as well."""
+
     def sources(of: str) -> dict[str, str]:
         nodes = [node for node in ast.parse(of).body if isinstance(node, ast.FunctionDef)]
         return {node.name: ast.get_source_segment(of, node) or "" for node in nodes}

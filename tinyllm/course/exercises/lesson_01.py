@@ -97,7 +97,7 @@ LOCAL = Exercise(
         ),
     ),
     hints=("Move x by a millionth and see by how many millionths the value moves.",),
-    read="tinyllm.functional.sigmoid",
+    read="tinyllm.ops.arithmetic.sigmoid",
 )
 
 # ------------------------------------------------------------------------------------------------ 01-paths and 01-deep

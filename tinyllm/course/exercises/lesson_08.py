@@ -324,7 +324,7 @@ COUNT = Exercise(
         ),
     ),
     hints=('The last name of a path is path.split(".")[-1].',),
-    read="tinyllm.lora.targets.matching",
+    read="tinyllm.lora.targets.resolve_targets",
 )
 
 EXERCISES = (NOOP, DEFINITION, COUNT)

@@ -75,7 +75,11 @@ def called(function: Callable, case: tuple, seconds: float = 5.0) -> Answer:
     """Call an answer with arguments of its own; dividing by zero and the like raises."""
     arguments, out = tuple(copied(x) for x in case), Counted()
     try:
-        with contextlib.redirect_stdout(out), np.errstate(divide="raise", invalid="raise"), within(seconds):
+        with (
+            contextlib.redirect_stdout(out),
+            np.errstate(all="ignore", divide="raise", invalid="raise"),
+            within(seconds),
+        ):
             value = function(*arguments)
     except KeyboardInterrupt:
         raise
