@@ -48,6 +48,8 @@ class Chaff:
     hint : str
     source : str
         Where people made it.
+    slow : bool
+        Whether slowness is all that is wrong with it: it is not called to name a mistake.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Chaff:
     caught_by: str
     hint: str
     source: str = ""
+    slow: bool = False
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def named(exercise: Exercise, room: Room, outcomes: list[Outcome], seed: int) ->
     cases = [o.case for o in outcomes if o.case is not None]
     for outcome in outcomes:
         cases += outcome.seen + cases_of(outcome.property, seed + 1, NAMING)
-    suspects = list(exercise.chaffs)
+    suspects = [chaff for chaff in exercise.chaffs if not chaff.slow]
     for case in cases:
         answer = room.call(exercise.function, case)
         suspects = [s for s in suspects if alike(exercise, case, called(s.function, case), answer)]
