@@ -9,6 +9,7 @@ import pkgutil
 import platform
 import re
 import sys
+import zipfile
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +75,25 @@ html_theme_options = {
 API = """From the docstrings, in the order of the book: first what a learner reads to understand how a model is
 fine-tuned, then what a practitioner needs beside it. Every entry leads to its source.
 """
+
+
+PARTS = ["pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
+FOLDERS = ["tinyllm", "tutorials", "tests", "docs", "benchmarks", "tools"]
+MADE = {"__pycache__", "_build", "lessons", "api"}
+
+
+def pack(target):
+    """The project as a zip beside the pages, so that whoever has the site has all of it."""
+    root = DOCS.parent
+    inside = [p for folder in FOLDERS for p in (root / folder).rglob("*") if p.is_file()]
+    kept = [p for p in inside if not MADE & set(p.relative_to(root).parts[1:-1]) or "tests" in p.parts]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted([root / name for name in PARTS] + [p for p in kept if "__pycache__" not in p.parts]):
+            archive.write(path, Path("tinyllm-engine") / path.relative_to(root))
+
+
+pack(DOCS / "lessons" / "tinyllm-engine.zip")
 
 
 def modules(name):

@@ -24,11 +24,13 @@ import importlib.util, os, re, shutil, subprocess, sys
 sys.path.insert(0, os.path.abspath(".."))  # all_of_it.py and mine.py
 engine = "../.." if os.path.exists("../../pyproject.toml") else "tinyllm-engine"
 missing = [] if importlib.util.find_spec("tinyllm") else [f"{{engine}}[plot]"]
+install = [sys.executable, "-m", "pip", "install", "-q"]
+if missing:
+    subprocess.check_call([*install, *missing])
 if shutil.which("nvidia-smi") and not importlib.util.find_spec("cupy"):
     driver = re.search(r"CUDA Version: (\\d+)", subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout)
-    missing += [f"cupy-cuda{{driver[1]}}x[ctk]"] if driver else []
-if missing:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", *missing])'''
+    if driver and subprocess.call([*install, f"cupy-cuda{{driver[1]}}x[ctk]"]):
+        print("CuPy could not be installed (is there a network?): the lesson runs on the processor, as it does anyway")'''
 
 
 def lessons(folder: Path = TUTORIALS) -> list[Path]:

@@ -21,6 +21,8 @@ class Lesson:
         To read it and run it.
     exercises : tuple of int
         The minutes of each.
+    fives : int
+        The minutes of those whose importance is 5.
     page : str
         Its page on the site.
     """
@@ -30,6 +32,7 @@ class Lesson:
     needs: str
     minutes: int
     exercises: tuple[int, ...]
+    fives: int
     page: str
 
 
@@ -38,8 +41,9 @@ def read(path: Path) -> Lesson:
     said = dict(re.findall(r"^# - \*\*(.+?)\*\*: (.+)$", text, re.MULTILINE))
     number, question = re.findall(r"^# # Lesson (\d+): (.+)$", text, re.MULTILINE)[0]
     minutes = tuple(map(int, re.findall(r"^# \*(\d+) minutes, importance [1-5] of 5\.\*$", text, re.MULTILINE)))
+    fives = sum(map(int, re.findall(r"^# \*(\d+) minutes, importance 5 of 5\.\*$", text, re.MULTILINE)))
     page = f"lessons/{path.stem}"
-    return Lesson(int(number), question, said["Needs"], int(said["Minutes"]), minutes, page)
+    return Lesson(int(number), question, said["Needs"], int(said["Minutes"]), minutes, fives, page)
 
 
 def lessons(folder: Path = TUTORIALS) -> dict[int, Lesson]:
@@ -52,12 +56,12 @@ def table(wanted: list[int] | None = None, folder: Path = TUTORIALS) -> str:
     """A Markdown table of these lessons, or of all, with sums; KeyError for one that is not there."""
     there = lessons(folder)
     rows = [there[number] for number in (there if wanted is None else wanted)]
-    lines = ["| lesson | needs | minutes | exercises, minutes |", "|---|---|---:|---:|"]
+    lines = ["| lesson | needs | minutes | exercises, minutes | of importance 5 |", "|---|---|---:|---:|---:|"]
     lines += [
         f"| [{row.number}. {row.question}]({row.page}) | {row.needs} | {row.minutes} | {len(row.exercises)}, "
-        f"{sum(row.exercises)} |"
+        f"{sum(row.exercises)} | {row.fives} |"
         for row in rows
     ]
     exercises = [minutes for row in rows for minutes in row.exercises]
     total = sum(row.minutes for row in rows)
-    return "\n".join([*lines, f"| together | | {total} | {len(exercises)}, {sum(exercises)} |"])
+    return "\n".join([*lines, f"| together | | {total} | {len(exercises)}, {sum(exercises)} | {sum(row.fives for row in rows)} |"])

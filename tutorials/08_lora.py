@@ -4,7 +4,7 @@
 # To fine-tune a model means to change its weights a little. LoRA leaves the weights alone and writes the change down
 # beside them, as the product of two thin matrices, and trains only those. A tenth of the numbers, or a hundredth, is
 # then all that the optimiser has to look after and all that one hands out afterwards. Here you write the layer, see
-# what it saves and what it does not, and measure each of its four settings.
+# what it saves and what it does not, and measure three of its four settings, and what dropout costs.
 #
 # - **Needs**: lessons 1, 2
 # - **Minutes**: 70
@@ -155,7 +155,10 @@ usual = kit.fine_tune(adapted(), steps=5)
 with tinyllm.use(lora_update=my_lora_update):
     own = kit.fine_tune(adapted(), steps=5)
 assert usual == own
-kit.say(f"The losses of five batches, {own[0]:.4f} to {own[-1]:.4f}, are the same to the last digit with your lines.")
+kit.say(
+    f"The losses of five steps, {own[0]:.4f} to {own[-1]:.4f}, are the same to the last digit with your lines. (Each "
+    "is that of another batch, before its step: so few say nothing about learning.)"
+)
 
 # %% [markdown]
 # ## Exercise 08-noop: does a fresh adapter change nothing?
@@ -519,7 +522,7 @@ def cut(r):
     return kit.held_out(other, 1)["jargon"]
 
 
-untouched, whole_update = kit.held_out(kit.base(), 2)["jargon"], kit.held_out(model, 1)["jargon"]
+untouched, whole_update = kit.held_out(kit.base(), 1)["jargon"], kit.held_out(model, 1)["jargon"]
 with threadpool_limits(1):
     after = {r: cut(r) for r in (0, 1, 8)}
 lost = {r: (loss - whole_update) / (untouched - whole_update) for r, loss in after.items()}

@@ -87,6 +87,8 @@ class Exercise:
         How many units of rounding, eps times the size, an answer may differ.
     emptied : tuple of str
         The dotted names in the engine that would be the answer: they raise while this is graded.
+    lacking : callable, optional
+        What this machine lacks to judge it, in a sentence, or "".
     """
 
     id: str
@@ -101,6 +103,7 @@ class Exercise:
     size: Call | None = None
     budget: float = 8.0
     emptied: tuple[str, ...] = ()
+    lacking: Callable[[], str] = lambda: ""
 
     @property
     def function(self) -> str:

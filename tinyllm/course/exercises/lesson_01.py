@@ -271,7 +271,11 @@ PATHS = Exercise(
             MICROGRAD,
         ),
         Chaff(
-            "every path walked", paths_walked, SIXTY, "There are 2 to the 60 paths. Count them without walking them."
+            "every path walked",
+            paths_walked,
+            SIXTY,
+            "There are 2 to the 60 paths. Count them without walking them.",
+            slow=True,
         ),
         Chaff("what is not reached is missing", paths_reached, ANY_GRAPH, "Names to which no path leads have a 0."),
     ),

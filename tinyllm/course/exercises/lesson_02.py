@@ -417,14 +417,16 @@ def _judge(x: str, g: str, shapes: bool = True, room: float = 1e-9) -> Any:
 
     def wrong(f: Linear, back: Linear, shape: tuple[int, ...]) -> bool:
         rng = np.random.default_rng(0)
-        draw = {"ones": np.ones, "lots": lambda size: rng.normal(size=size)}
-        at = draw[x](shape)
+
+        def drawn(how: str, size: tuple[int, ...]) -> Array:
+            return np.ones(size) if how == "ones" else rng.normal(size=size)
+
+        at = drawn(x, shape)
         y = f(at)
-        row = back(draw[g](y.shape))
+        of_y = drawn(g, y.shape)
+        row = back(of_y)
         if shapes and row.shape != at.shape:
             return False
-        rng = np.random.default_rng(0)
-        at, of_y = draw[x](shape), draw[g](y.shape)
         return bool(abs((of_y * y).sum() - (row * at).sum()) <= room)
 
     return wrong

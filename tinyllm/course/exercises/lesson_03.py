@@ -98,7 +98,7 @@ ADAMW = Exercise(
     ),
     hints=("At the first step the corrected m is g itself, and the corrected v is g squared.",),
     read="tinyllm.optim.AdamW",
-    emptied=("tinyllm.optim.AdamW",),
+    emptied=("tinyllm.optim.AdamW", "tinyllm.backend.primitives.adamw_step"),
 )
 
 # ------------------------------------------------------------------------------------------------ 03-clip
@@ -202,12 +202,12 @@ def _up(step: int, warmup: int) -> float:
     return (step + 1) / warmup
 
 
-def _down(step: int, steps: int, warmup: int) -> float:
-    return factor(step, steps, 0) if not warmup else (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-
-
 def _half(x: float) -> float:
     return (1 + math.cos(math.pi * x)) / 2
+
+
+def _down(step: int, steps: int, warmup: int) -> float:
+    return _half((step - warmup) / (steps - warmup))
 
 
 @st.composite
@@ -257,6 +257,7 @@ SCHEDULE = Exercise(
     ),
     hints=("(1 + cos(pi x)) / 2 goes from 1 to 0 while x goes from 0 to 1.",),
     read="tinyllm.optim.lr_factor",
+    emptied=("tinyllm.optim.lr_factor",),
 )
 
 # ------------------------------------------------------------------------------------------------ 03-accumulate

@@ -244,8 +244,8 @@ MIX = Exercise(
         Chaff(
             "put together the other way",
             lambda A1, B1, A2, B2, t: (
-                np.concatenate([A1, A2], axis=len(A1) == len(A2)),
-                np.concatenate([(1 - t) * B1, t * B2], axis=len(A1) != len(A2)),
+                np.concatenate([A1, A2], axis=1),  # raises where the ranks differ, as people's do
+                np.concatenate([(1 - t) * B1, t * B2]),
             ),
             SAME,
             "A is (rank, in): which side grows when two ranks are joined?",

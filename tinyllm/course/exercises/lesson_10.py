@@ -79,7 +79,7 @@ ABSMAX = Exercise(
         Property(ZEROS, st.tuples(SIDES.map(lambda n: np.zeros(n, np.float32)), st.integers(2, 8)), law=even),
     ),
     chaffs=(
-        Chaff("divided by zero", _no_zero, ZEROS, "What is x / scale where the scale is 0?", "all-zero blocks"),
+        Chaff("divided by zero", _no_zero, ZEROS, "What is x / scale where the scale is 0?"),
         Chaff("cut off instead of rounded", _even(_seven, lambda x: abs(x).max(), np.trunc), SMALL, "astype cuts off."),
         Chaff(
             "the largest, not the largest magnitude",
@@ -123,11 +123,11 @@ def normal_levels_spaced(bits: int) -> Array:
     return levels / levels.max()
 
 
-def _levels(below: int = -1, outermost: Any = None, divide: bool = True) -> Any:
+def _levels(above: int = 0, below: int = -1, outermost: Any = None, divide: bool = True) -> Any:
     def wrong(bits: int) -> Array:
         k = 2**bits
         outer = outermost(k) if outermost else 1 - (1 / (2 * k) + 1 / (2 * k - 2)) / 2
-        up, down = (np.linspace(0.5, outer, n + 1)[1:] for n in (k // 2, k // 2 + below))
+        up, down = (np.linspace(0.5, outer, k // 2 + more + 1)[1:] for more in (above, below))
         q = NormalDist().inv_cdf
         found = np.array(sorted([*(q(p) for p in up), 0.0, *(-q(p) for p in down)]))
         return found / found.max() if divide else found
@@ -163,6 +163,7 @@ LEVELS = Exercise(
             "published QLoRA notebooks",
         ),
         Chaff("as many below as above", _levels(below=0), FOUR, "How many levels do you have, with zero?"),
+        Chaff("the longer side below zero", _levels(above=-1, below=0), FOUR, "Which side of zero has more levels?"),
         Chaff("not divided by the largest", _levels(divide=False), FOUR, "The largest level must be 1."),
         Chaff(
             "outermost is 1 - 1/2k",
@@ -173,7 +174,8 @@ LEVELS = Exercise(
         Chaff("a sixteenth everywhere", _levels(outermost=lambda k: 1 - (1 / 32 + 1 / 30) / 2), ANY_BITS, "What is k?"),
     ),
     hints=("`np.linspace(0.5, outermost, k // 2 + 1)[1:]` are the probabilities above zero.",),
-    read="tinyllm.backend.nf4.nf4_quantize",
+    read="tinyllm.frozen.nf4.derive_nf4_levels",
+    emptied=("tinyllm.frozen.nf4.derive_nf4_levels",),
 )
 
 # ------------------------------------------------------------------------------------------------ 10-pack
@@ -257,9 +259,7 @@ PACK = Exercise(
             "Neighbours share a byte: which codes are in your first one?",
             "1bit-MONSTER #572",
         ),
-        Chaff(
-            "the last byte dropped", _packed(pad=False), ODD, "Fill the last byte up with zeros.", "bitsandbytes #1160"
-        ),
+        Chaff("the last byte dropped", _packed(pad=False), ODD, "Where are the bits that filled no whole byte?"),
         Chaff(
             "the held bits not cleared",
             _not_cleared,
@@ -297,7 +297,7 @@ def rounded_apart_at_once(block: Array, levels: Array, keep: int) -> Array:
     return np.where(rest, levels[codes] * (scale if block[rest].any() else 0), block)
 
 
-def _apart(order: Any = None, own: bool = True, side: str = "left", put_back: bool = True, safe: bool = True) -> Any:
+def _apart(order: Any = None, own: bool = True, side: str = "left", safe: bool = True) -> Any:
     def wrong(block: Array, levels: Array, keep: int) -> Array:
         rest = np.ones(len(block), bool)
         rest[np.argsort(order(block) if order else -np.abs(block), kind="stable")[:keep]] = False
@@ -305,12 +305,28 @@ def _apart(order: Any = None, own: bool = True, side: str = "left", put_back: bo
         scale = scale or 1.0 if safe else scale
         codes = np.searchsorted((levels[:-1] + levels[1:]) / 2, block / scale, side=side)  # type: ignore[call-overload]
         found = levels[codes] * (scale if block[rest].any() or not safe else 0)
-        return np.where(rest, found, block) if put_back else np.where(rest, found, 0)
+        return np.where(rest, found, block)
 
     return wrong
 
 
+def _apart_from_the_end(block: Array, levels: Array, keep: int) -> Array:
+    kept = np.argsort(np.abs(block), kind="stable")[-keep:]
+    found = block.copy()
+    rest = np.setdiff1d(np.arange(len(block)), kept)
+    if block[rest].any():
+        found[rest] = rounded_apart(block[rest], levels, 0)
+    return found
+
+
+def _some_level(block: Array, levels: Array, keep: int) -> Array:
+    found = rounded_apart(block, levels, keep)
+    rest = np.argsort(-np.abs(block), kind="stable")[keep:]
+    return found if block[rest].any() else np.where(np.isin(np.arange(len(block)), rest), min(levels, key=abs), block)
+
+
 EIGHTHS = np.array([-8, -6, -4, -1, 0, 1, 2, 3, 5, 8]) / 8
+NO_ZERO = np.array([-8, -5, -2, 1, 4, 7]) / 8
 
 
 @st.composite
@@ -320,7 +336,7 @@ def blocks(draw: Any, least: int = 0, zero: bool = False) -> tuple[Array, Array,
     block = draw(whole((n,), most=8))
     if zero:
         block = np.array([x if i < keep else 0.0 for i, x in enumerate(block)])
-    return block, EIGHTHS, keep
+    return block, draw(st.sampled_from([EIGHTHS, NO_ZERO])), keep
 
 
 NOTHING, SOME, LEFT = "nothing kept apart", "some kept apart", "nothing but zeros left"
@@ -341,7 +357,8 @@ OUTLIER = Exercise(
         Chaff(
             "a tie goes up", _apart(side="right"), NOTHING, "In the middle between two levels the lower one is taken."
         ),
-        Chaff("not put back", _apart(put_back=False), SOME, "What was kept apart comes back unchanged."),
+        Chaff("taken from the end", _apart_from_the_end, NOTHING, "What is `[-keep:]` when keep is 0?"),
+        Chaff("divided by 1, and a level returned", _some_level, LEFT, "Is zero always among the levels?"),
         Chaff("divided by zero", _apart(safe=False), LEFT, "What if all of the others are zero?"),
     ),
     hints=('`np.argsort(-np.abs(block), kind="stable")[:keep]` are the places of the largest.',),

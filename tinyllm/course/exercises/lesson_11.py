@@ -143,13 +143,23 @@ GROUPS = Exercise(
             _grouped(lambda absmax2, n: absmax2[0]),
             FULL_GROUPS,
             "Scale number 256 belongs to which group?",
+        ),
+        Chaff(
+            "a scale of a group for each code",
+            _grouped(lambda absmax2, n: absmax2),  # right for one group, and raises for more
+            FULL_GROUPS,
+            "There are more codes than groups: which scale meets which code?",
             "NVIDIA/Model-Optimizer #2421",
         ),
         Chaff(
-            "the last group's scale for all",
-            _grouped(lambda absmax2, n: absmax2[-1]),
-            FULL_GROUPS,
-            "Every group has a scale of its own.",
+            "the codes cut into full groups",
+            lambda codes, absmax2, offset, levels: (
+                (
+                    levels[codes.reshape(-1, 256)] * absmax2[:, None] + offset  # raises if the last one is not full
+                ).reshape(-1)
+            ),
+            NOT_FULL,
+            "Does the number of codes divide by 256?",
             "NVIDIA/Model-Optimizer #183",
         ),
         Chaff(
@@ -203,6 +213,10 @@ def _nearest(values: Array, levels: Array) -> Array:
     return np.searchsorted((levels[:-1] + levels[1:]) / 2, values)
 
 
+def _rescaled(scaled: Array, update: Array, levels: Array) -> Array:
+    return _nearest((scaled + update) / (abs(scaled + update).max() or 1), levels)
+
+
 def _far(codes: Array, scaled: Array, update: Array, levels: Array) -> float:
     return float((abs(update) > np.diff(levels).min() / 2).mean())
 
@@ -239,6 +253,7 @@ MOVED = Exercise(
             lambda codes, scaled, update, levels: float((scaled + update != scaled).mean()),
             LIGHT,
             "A weight that moves a little may keep its code: what is it rounded to?",
+            "mlx-tune #15 and transformers #31293, where a merged fine-tune was gone",
         ),
         Chaff(
             "the update alone is rounded",
@@ -255,6 +270,7 @@ MOVED = Exercise(
             LIGHT,
             "The nearest level may be the one above.",
         ),
+        Chaff("a new scale", _moved(_rescaled), STRONG, "The block's scale stays as it is, even beyond 1."),
         Chaff(
             "one width for all steps", _far, LIGHT, "The levels are not evenly spaced: how far is it to the next one?"
         ),

@@ -72,7 +72,7 @@ NEAR = st.integers(14, 20).map(lambda n: n / 4)
 
 @st.composite
 def runs(draw: Any, kind: str) -> tuple[Losses, Losses, float]:
-    base = 4.0
+    base = draw(st.sampled_from([4.0, 3.75, 4.25]))
     train = draw(st.lists(QUARTERS, min_size=2, max_size=4))
     held = draw(st.lists(NEAR, min_size=2, max_size=4))
     if kind == "dead":
@@ -134,11 +134,11 @@ def leaked_by_text(train: Tokens, held: Tokens, n: int) -> float:
     return len([part for part in own if part in seen]) / max(1, len(own))
 
 
-def _leaked(step: bool = False, once: bool = False, by_train: bool = False, any_order: bool = False) -> Any:
+def _leaked(step: bool = False, once: bool = False, by_train: bool = False, glued: bool = False) -> Any:
     def wrong(train: Tokens, held: Tokens, n: int) -> float:
-        def parts(tokens: Tokens) -> list[tuple[int, ...]]:
+        def parts(tokens: Tokens) -> list[Any]:
             found = [tokens[i : i + n] for i in range(0, len(tokens) - n + 1, n if step else 1)]
-            return [tuple(sorted(part)) if any_order else tuple(part) for part in found]
+            return ["".join(map(str, part)) if glued else tuple(part) for part in found]
 
         seen, own = parts(train), parts(held)
         own = list(dict.fromkeys(own)) if once else own
@@ -162,9 +162,9 @@ def _unsafe(train: Tokens, held: Tokens, n: int) -> float:
     return sum(run in seen for run in runs_) / len(runs_)
 
 
-TEXT = st.lists(st.integers(0, 2), max_size=8)
+TEXT = st.lists(st.sampled_from([1, 2, 11]), max_size=8)
 SHORT = st.tuples(TEXT, TEXT, st.integers(1, 4)).filter(lambda case: len(case[1]) >= case[2])
-TOO_SHORT = st.tuples(TEXT, st.lists(st.integers(0, 2), max_size=3), st.just(4))
+TOO_SHORT = st.tuples(TEXT, st.lists(st.sampled_from([1, 2, 11]), max_size=3), st.just(4))
 
 
 def _long(n: int) -> tuple[Tokens, Tokens, int]:
@@ -181,13 +181,13 @@ LEAK = Exercise(
     properties=(
         Property(SMALL, SHORT, points=2),
         Property(NONE, TOO_SHORT),
-        Property(LARGE, st.just(50_000).map(_long)),
+        Property(LARGE, st.just(100_000).map(_long)),
     ),
     chaffs=(
         Chaff("pieces side by side", _leaked(step=True), SMALL, "A run begins at every token, not at every n-th."),
         Chaff("each run once", _leaked(once=True), SMALL, "A run that occurs twice in `held` counts twice."),
         Chaff("a share of the wrong text", _leaked(by_train=True), SMALL, "The share of all runs in `held`."),
-        Chaff("in any order", _leaked(any_order=True), SMALL, "n tokens in a row, in their order."),
+        Chaff("ids glued together", _leaked(glued=True), SMALL, "Are 1, 11 and 11, 1 the same two tokens?"),
         Chaff("a list is searched", _slow, LARGE, "A `set` answers at once.", slow=True),
         Chaff("none divided by none", _unsafe, NONE, "What if `held` has no n tokens?"),
     ),

@@ -18,6 +18,8 @@ def sentences(verdict: Verdict) -> list[str]:
     exercise = verdict.exercise
     if verdict.stub:
         return [f"{exercise.id}: your turn. {exercise.function} is still the stub, and nothing is judged."]
+    if verdict.not_run:
+        return [f"{exercise.id}: not run. {verdict.outcomes[0].said}"]
     if verdict.missing:
         return [f"{exercise.id}: there is no function {exercise.function}."]
     good = verdict.earned == exercise.points

@@ -104,7 +104,7 @@ class Process:
     def _start(self) -> Answer | None:
         """Start it and let it read the answers; what went wrong, or None."""
         self._folder = tempfile.TemporaryDirectory(prefix="answer-")
-        own = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "TMP", "TEMP")
+        own = ("PATH", "HOME", "SYSTEMROOT", "LD_LIBRARY_PATH", "TMP", "TEMP", "TMPDIR")
         env = {name: os.environ[name] for name in own if name in os.environ}
         env |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,9 +17,11 @@ from hypothesis.errors import Flaky, Unsatisfiable
 from tinyllm.course.exercise import Exercise, Property, Seed, Wrong
 from tinyllm.course.judge.calling import ENDINGS, Answer, called
 from tinyllm.course.judge.compare import compare
+from tinyllm.course.judge.wire import written
 
 TOGETHER = 20.0  # seconds that all calls of one property may take
-SMALLER = 200  # other cases among which a smaller one is looked for
+SHRINKS = 150  # cases tried to make a wrong one smaller
+SMALLER = 100  # other cases, to see which sizes there are
 AGAIN = 3  # times that the smallest case is tried again: an answer that draws lots does not give the same
 
 
@@ -72,25 +75,40 @@ def trial(exercise: Exercise, tested: Property, room: Room, seed: int, examples:
     """Try a property with so many cases at most; look for one that is smaller than Hypothesis's, or do not."""
     outcome, began = Outcome(tested), time.monotonic()
 
-    def body(case: tuple) -> None:
+    def call(case: tuple) -> None:
         outcome.tried += 1
         if len(outcome.seen) < 40:
             outcome.seen.append(case)
         if time.monotonic() - began > TOGETHER:
             raise _ended(outcome, Answer(raised="TooLong"), case, f"all its calls took longer than {TOGETHER:g} s")
-        try:
-            one(exercise, tested, room, case, outcome)
-        except Wrong as wrong:
-            outcome.said, outcome.case = wrong.said, case
-            outcome.expected, outcome.got = wrong.expected, wrong.got
-            raise
+        one(exercise, tested, room, case, outcome)
 
-    outcome.passed = searched(body, tested.cases, seed, examples)
+    outcome.passed = searched(shrinking(call, outcome), tested.cases, seed, examples)
     if not outcome.passed and not outcome.ended:
         if smaller:
             _smaller(exercise, tested, room, outcome, seed)
         _again(exercise, tested, room, outcome)
     return outcome
+
+
+def shrinking(call: Callable[[tuple], None], outcome: Outcome) -> Callable[[tuple], None]:
+    """The same, noting the smallest case that went wrong; ends some cases after the first that did."""
+    since = 0
+
+    def body(case: tuple) -> None:
+        nonlocal since
+        since += outcome.case is not None
+        if since > SHRINKS:
+            raise Ending()
+        try:
+            call(case)
+        except Wrong as wrong:
+            if outcome.case is None or _size(case) <= _size(outcome.case):
+                outcome.said, outcome.case = wrong.said, case
+                outcome.expected, outcome.got = wrong.expected, wrong.got
+            raise
+
+    return body
 
 
 def searched(body: Callable[[tuple], None], cases: Any, seed: int, examples: int) -> bool:
@@ -191,25 +209,28 @@ def _ended(outcome: Outcome, answer: Answer, case: tuple, said: str | None = Non
 
 def _smaller(exercise: Exercise, tested: Property, room: Room, outcome: Outcome, seed: int) -> None:
     """Search again among cases with fewer numbers: Hypothesis cannot take a row out of several arrays at once."""
-    sizes = sorted(
-        {n for case in cases_of(tested, seed + 2, SMALLER) if (n := _numbers(case)) < _numbers(outcome.case)}
-    )
-    found = Outcome(tested)
-
-    def body(case: tuple) -> None:
-        try:
-            one(exercise, tested, room, case, found)
-        except Wrong as wrong:
-            found.said, found.case, found.lines = wrong.said, case, found.lines
-            found.expected, found.got = wrong.expected, wrong.got
-            raise
-
-    for most in sizes[:4]:
-        fewer = tested.cases.filter(lambda case, most=most: _numbers(case) <= most)
-        if not searched(body, fewer, seed, SMALLER // 4) and found.case is not None and not found.ended:
-            outcome.said, outcome.case, outcome.lines = found.said, found.case, found.lines
-            outcome.expected, outcome.got = found.expected, found.got
+    best = _numbers(outcome.case)
+    for case in sorted(cases_of(tested, seed + 2, SMALLER), key=_numbers):
+        if _numbers(case) >= best:
             return
+        found = Outcome(tested)
+        body = shrinking(partial(one, exercise, tested, room, outcome=found), found)
+        try:
+            body(case)
+        except Ending:
+            return
+        except Wrong:
+            most = _numbers(case)
+            break
+    else:
+        return
+    searched(body, tested.cases.filter(lambda case: _numbers(case) <= most), seed, SMALLER // 4)
+    outcome.said, outcome.case, outcome.lines = found.said, found.case, found.lines
+    outcome.expected, outcome.got = found.expected, found.got
+
+
+def _size(case: tuple) -> tuple[int, int]:
+    return _numbers(case), len(written(case) or repr(case))
 
 
 def _numbers(value: Any) -> int:

@@ -46,6 +46,10 @@ class Verdict:
         return self.outcomes[0].ended == "NotImplementedError"
 
     @property
+    def not_run(self) -> bool:
+        return self.outcomes[0].ended == "NotRun"
+
+    @property
     def missing(self) -> bool:
         return self.outcomes[0].ended == "Missing"
 
@@ -68,6 +72,9 @@ def judge(exercise: Exercise, room: Room, seed: int = 0, examples: int = AT_HOME
     Verdict
         The same for the same answer, seed and number of cases.
     """
+    if lacking := exercise.lacking():
+        not_run = [Outcome(p, False, lacking, ended="NotRun") for p in exercise.properties]
+        return Verdict(exercise, not_run)
     outcomes: list[Outcome] = []
     ended = 0
     for tested in exercise.properties:

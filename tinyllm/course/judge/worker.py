@@ -118,7 +118,7 @@ def limit(megabytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    for what, most in ((resource.RLIMIT_AS, megabytes << 20), (resource.RLIMIT_FSIZE, 1 << 20)):
+    for what, most in ((resource.RLIMIT_AS, megabytes << 20), (resource.RLIMIT_FSIZE, 1 << 24)):
         try:
             resource.setrlimit(what, (most, most))
         except (OSError, ValueError):

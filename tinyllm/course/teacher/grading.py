@@ -54,10 +54,13 @@ def grade(
     Raises
     ------
     ValueError
-        If there are no submissions, or `target` is the grades of something else.
+        If there are no submissions, `target` is the grades of something else, or this machine cannot judge.
     """
     if not handed_in:
         raise ValueError("there are no submissions: files .py, .ipynb or .zip, or folders with one of these")
+    for exercise in homework.exercises:
+        if lacking := exercise.lacking():
+            raise ValueError(f"{exercise.id} cannot be graded here: {lacking}")
     grades: dict[str, Any] = {
         "homework": homework.name,
         "release": tinyllm.__version__,

@@ -110,7 +110,8 @@ def stubs(homework: Homework, lessons: Path) -> str:
         "import numpy as np\n",
     ]
     for e in homework.exercises:
-        title, body = exercise_text(e.id, lessons)
+        title, body, above = exercise_text(e.id, lessons)
+        parts += [f"\n{above}\n"] if above else []
         said = textwrap.indent(
             f'r"""{e.id}: {title}\n\n{body}\n"""'.replace("\\`", "`"), "    ", lambda line: line.strip() != ""
         )

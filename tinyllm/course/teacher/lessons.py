@@ -26,14 +26,16 @@ def lessons_folder(given: str | None = None) -> Path:
     return folder
 
 
-def exercise_text(id: str, folder: Path) -> tuple[str, str]:
-    """An exercise's title, and its text in Markdown, without the hints."""
+def exercise_text(id: str, folder: Path) -> tuple[str, str, str]:
+    """An exercise's title, its text in Markdown without the hints, and the code that stands above the stub."""
     (lesson,) = folder.glob(f"{id[:2]}_*.py")
-    found = re.search(rf"^# ## Exercise {id}: (.*?)\n(.*?)^# %%$", lesson.read_text(encoding="utf-8"), re.M | re.S)
+    found = re.search(
+        rf"^# ## Exercise {id}: (.*?)\n(.*?)^# %%\n(.*?)^def ", lesson.read_text(encoding="utf-8"), re.M | re.S
+    )
     assert found, f"{lesson} has no exercise {id}"
     body = "\n".join(line.removeprefix("#").removeprefix(" ") for line in found[2].splitlines())
     body = re.sub(r"<details>.*?</details>\n?", "", body, flags=re.S)
-    return found[1], re.sub(r"^\*\d+ minutes.*?\*\n", "", body.strip(), flags=re.M).strip()
+    return found[1], re.sub(r"^\*\d+ minutes.*?\*\n", "", body.strip(), flags=re.M).strip(), found[3].strip()
 
 
 def lesson_title(id: str, folder: Path) -> str:

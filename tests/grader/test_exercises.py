@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.course.exercises import EXERCISES
+from tinyllm.course.exercises import EXERCISES, lesson_14
 from tinyllm.course.judge.report import page, sentences
 from tinyllm.course.judge.rooms import Here
 from tinyllm.course.judge.verdict import judge
@@ -57,7 +57,7 @@ def test_it_is_the_exercise_of_its_lesson(exercise):
     assert found, f"no lesson has {exercise.id} with {exercise.function}"
     minutes, importance, parameters = found.groups()
     assert (int(minutes), int(importance)) == (exercise.minutes, exercise.importance)
-    assert tuple(p.split(":")[0].split("=")[0].strip() for p in parameters.split(",")) == exercise.parameters
+    assert tuple(p.strip() for p in parameters.split(",") if p) == exercise.parameters
 
 
 @by_id
@@ -85,6 +85,16 @@ def test_the_stub_is_told_at_once(exercise):
     assert sentences(verdict) == [
         f"{exercise.id}: your turn. {exercise.function} is still the stub, and nothing is judged."
     ]
+
+
+def test_the_race_is_the_lessons():
+    assert lesson_14.SMOOTH in TEXTS
+
+
+def test_functions_have_names_of_their_own():
+    """A homework may hold any of them together."""
+    names = [exercise.function for exercise in EXERCISES.values()]
+    assert len(set(names)) == len(names)
 
 
 def test_every_exercise_of_the_lessons_is_judged():
