@@ -252,10 +252,14 @@ def above_the_backend(file: str, tree: ast.AST, graph: dict[str, set[str]]) -> l
     return found + [f"{file}:{line} reads on_card" for line in asked]
 
 
+STUDENTS = {"student.py", "anna.py"}  # what somebody else writes
+
+
 def missing_files(text: str, folders: list[Path]) -> list[str]:
     """File names in backquotes that stand in none of these folders."""
     named = re.findall(r"(?<!`)`([\w/.-]+\.(?:py|cu|cuh|md))`(?!`)", text)
-    return [name for name in named if not any((folder / name).exists() for folder in folders)]
+    here = (name for name in named if name not in STUDENTS)
+    return [name for name in here if not any((folder / name).exists() for folder in folders)]
 
 
 # ------------------------------------------------------------------------------------------------ the house
