@@ -30,7 +30,7 @@ if missing:
 if shutil.which("nvidia-smi") and not importlib.util.find_spec("cupy"):
     driver = re.search(r"CUDA Version: (\\d+)", subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout)
     if driver and subprocess.call([*install, f"cupy-cuda{{driver[1]}}x[ctk]"]):
-        print("CuPy could not be installed (is there a network?): the lesson runs on the processor, as it does anyway")'''
+        print("CuPy could not be installed (is there a network?): the lesson runs on the processor")'''
 
 
 def lessons(folder: Path = TUTORIALS) -> list[Path]:

@@ -63,5 +63,5 @@ def table(wanted: list[int] | None = None, folder: Path = TUTORIALS) -> str:
         for row in rows
     ]
     exercises = [minutes for row in rows for minutes in row.exercises]
-    total = sum(row.minutes for row in rows)
-    return "\n".join([*lines, f"| together | | {total} | {len(exercises)}, {sum(exercises)} | {sum(row.fives for row in rows)} |"])
+    total, fives = sum(row.minutes for row in rows), sum(row.fives for row in rows)
+    return "\n".join([*lines, f"| together | | {total} | {len(exercises)}, {sum(exercises)} | {fives} |"])

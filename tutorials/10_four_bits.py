@@ -352,9 +352,8 @@ theirs = fine_tuned(10)
 mine = fine_tuned(10, nf4_quantize=my_nf4_quantize, nf4_dequantize=my_nf4_dequantize)
 assert mine == theirs  # floats, compared bit for bit
 kit.say(
-    f"In ten steps, each on another batch, the loss went from {mine[0]:.4f} to {mine[-1]:.4f} over your bytes, and the engine's own run "
-    "gave the same "
-    "ten losses to the last bit."
+    f"In ten steps, each on another batch, the loss went from {mine[0]:.4f} to {mine[-1]:.4f} over your bytes, and "
+    "the engine's own run gave the same ten losses to the last bit."
 )
 
 # %% [markdown]
