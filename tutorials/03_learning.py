@@ -208,9 +208,9 @@ kit.say("In the engine, with a limit of 0.5: the same losses to the last digit."
 #
 # *10 minutes, importance 4 of 5.*
 #
-# Write `clipped(gradients, max_norm)`: a list of arrays of any shapes, or None where there is no gradient; return new
-# arrays (and None where None was) whose joint norm is at most `max_norm`, and the norm before. Nothing that is given
-# may change.
+# Write `clipped(gradients, max_norm)`: a list of arrays of any shapes, or None where there is no gradient; return the
+# pair of a list of new arrays (and None where None was) whose joint norm is at most `max_norm`, and the norm before,
+# which is 0 if there is no gradient at all. Nothing that is given may change.
 
 # %%
 def clipped(gradients, max_norm):
@@ -268,9 +268,9 @@ kit.say(", ".join(f"{name}: {loss:.2f}" for name, loss in ends.items()) + " (hel
 #
 # *10 minutes, importance 3 of 5.*
 #
-# Write `factor(step, steps, warmup)`: the cosine schedule. `step` counts from 0. During the warm-up it rises evenly and
-# is 1 at the end of it; then it falls along half a cosine, to 0 if there were one more step than `steps`. With
-# `warmup = 0` it begins at 1.
+# Write `factor(step, steps, warmup)`: the cosine schedule, `steps` larger than `warmup`. `step` counts from 0. During
+# the warm-up it rises evenly and is 1 at the end of it; then it falls along half a cosine, to 0 if there were one more
+# step than `steps`. With `warmup = 0` it begins at 1.
 
 # %%
 def factor(step, steps, warmup):

@@ -229,12 +229,12 @@ kit.say(
 #
 # To waste no padding, short examples are laid side by side in a row; `segments` tells them apart: 1, 1, 1, 2, 2, ...,
 # and 0 where the row is only filled up. Write `row_labels(ids, learned, segments)`, arrays (time,): int64 labels
-# (time,). `learned[t]` says whether the model is to write token t. A position must never guess a token of the next
-# example, the last position has no label, and an end of text is a token like any other.
+# (time,), -100 where there is none. `learned[t]` says whether the model is to write token t. A position must never
+# guess a token of the next example, the last position has no label, and an end of text is a token like any other.
 #
 # <details><summary>Hint</summary>
 #
-# Position t has a label where t + 1 is learned and `segments[t] == segments[t + 1] != 0`.
+# What must be true of position t + 1, and what of t and t + 1 together?
 #
 # </details>
 
@@ -350,9 +350,9 @@ kit.say(f"With checkpointing the base keeps {again / 1e6:.2f} MB in place of {ke
 # *15 minutes, importance 3 of 5.*
 #
 # Write `checkpointed_bytes(layers, hidden, vocabulary, tokens)`: what stays with checkpointing, in float32. Each
-# block keeps its input; beside the blocks all is as above, but the angles and the starts are made inside of the
-# blocks and are not kept. (The bytes that the one block needs that is being computed again come on top, and are not
-# asked for.) For the base it must be the number in the last sentence.
+# block keeps its input; beside the blocks all is as above, but the angles and the starts of the texts are made inside
+# of the blocks and are not kept. (The bytes that the one block needs that is being computed again come on top, and are
+# not asked for.) For the base at 4 texts of 64 tokens it must be `again`, to the byte.
 
 # %%
 def checkpointed_bytes(layers, hidden, vocabulary, tokens):

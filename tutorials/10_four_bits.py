@@ -207,8 +207,8 @@ kit.say(
 # Before NF4 there were even levels with whole numbers as codes. Write `absmax_quantize(x, bits)` for a
 # one-dimensional float32 array: with `top = 2**(bits - 1) - 1` (7 for four bits), the scale is the largest magnitude
 # divided by `top`, and a code is the whole number nearest to `x / scale`. Return `(codes, scale)`: codes as int8 of
-# `x`'s shape, scale as a float32 number. An array of zeros has scale 0 and codes 0, and no warning is raised on the
-# way.
+# `x`'s shape, scale as a float32 number. Half-way between two codes either one is right. An array of zeros has scale 0
+# and codes 0, and no warning is raised on the way.
 #
 # <details><summary>Hint</summary>
 #

@@ -180,9 +180,10 @@ check("11-bits", bits_of)
 #
 # *15 minutes, importance 4 of 5.*
 #
-# A quantiser in a library was right for 256 scales and wrong for 257: it used the first group's scale for all. Write
-# `scales_back(codes, absmax2, offset, levels)`: the scales again, from plain loops or without them, right for any
-# number of groups, and with a last group that is not full.
+# A library's way back from double quantisation was right for one group of 256 scales, and failed for more: its scales
+# met the wrong codes. Write `scales_back(codes, absmax2, offset, levels)`: the scales again, from plain loops or
+# without them, right for any number of groups, and with a last group that is not full. `codes` are uint8 (n,),
+# `absmax2` one number for each 256 of them, `offset` one number, `levels` the 256 numbers that codes stand for.
 
 # %%
 def scales_back(codes, absmax2, offset, levels):
@@ -369,7 +370,8 @@ kit.say(
 #
 # Write `moved(codes, scaled, update, levels)`: the share of weights whose code changes. `codes` are the present codes,
 # `scaled` the values they stand for (levels, between -1 and 1), `update` what is added to them, in the same scale, and
-# `levels` the sixteen levels. Suppose that the block's scale stays as it is. With an update of zeros the answer is 0.
+# `levels` the sixteen levels (half-way between two, the lower one). Suppose that the block's scale stays as it is. With
+# an update of zeros the answer is 0.
 
 # %%
 def moved(codes, scaled, update, levels):
