@@ -327,6 +327,20 @@ def test_an_answer_that_draws_lots_or_keeps_something_is_told(capsys):
     assert "different answers to the same question" in " ".join(capsys.readouterr().out.split())
 
 
+def test_an_exception_of_a_kind_of_ones_own_is_one_that_is_asked_for(capsys):
+    class Nowhere(ValueError):
+        pass
+
+    def trained(shapes, rank, targets):
+        for target in targets:
+            if all(path.split(".")[-1] != target for path in shapes):
+                raise Nowhere(target)
+        return sum(rank * sum(shape) for path, shape in shapes.items() if path.split(".")[-1] in targets)
+
+    check("08-count", trained)
+    assert "right, 3 of 3 points" in capsys.readouterr().out
+
+
 def test_an_answer_that_prints_is_told(capsys):
     def talking(*args):
         print("so far")

@@ -79,7 +79,7 @@ def runs(draw: Any, kind: str) -> tuple[Losses, Losses, float]:
         held = [draw(st.sampled_from([3.5, 4.0, 4.5]))] * len(held)
     if kind == "heart":
         held = [4.0, draw(st.sampled_from([2.0, 3.0])), draw(st.sampled_from([3.5, 3.75, 4.0]))]
-        train = [4.0, draw(st.sampled_from([1.0, 1.75, 3.0]))]
+        train = [4.0, draw(st.sampled_from([1.0, 1.75, 2.0, 3.0]))]
     if kind == "broken":
         where = draw(st.sampled_from([train, held]))
         where[draw(st.integers(0, len(where) - 1))] = draw(st.sampled_from([math.inf, math.nan]))

@@ -35,6 +35,8 @@ class Answer:
     value : object
     raised, said : str
         The kind of an exception and its text; "" if there was none.
+    kinds : tuple of str
+        That kind, and all that it is one of.
     lines : tuple of str
         Where it was raised, from the answer's first line on.
     after : tuple
@@ -49,6 +51,7 @@ class Answer:
     lines: tuple[str, ...] = ()
     after: tuple = ()
     printed: int = 0
+    kinds: tuple[str, ...] = ()
 
 
 class TooLong(BaseException):
@@ -84,7 +87,8 @@ def called(function: Callable, case: tuple, seconds: float = 5.0) -> Answer:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return Answer(None, type(error).__name__, str(error)[:300], _lines(error), arguments, out.letters)
+        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+        return Answer(None, kinds[0], str(error)[:300], _lines(error), arguments, out.letters, kinds)
     return Answer(value, after=arguments, printed=out.letters)
 
 

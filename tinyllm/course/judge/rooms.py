@@ -182,6 +182,7 @@ def _answer(found: dict[str, Any]) -> Answer:
             tuple(str(line)[:200] for line in found.get("lines", ())),
             tuple(decode(found.get("after", []))),
             int(found.get("printed", 0)),
+            tuple(str(kind) for kind in found.get("kinds", ())),
         )
     except (TypeError, ValueError, KeyError, AttributeError):
         return Answer(raised="Died")

@@ -70,6 +70,7 @@ def asked_for(functions: dict[str, Callable], name: str, case: tuple, seconds: f
     np.random.seed(0)
     answer = called(functions[name], case, seconds)
     found = {"raised": answer.raised, "said": answer.said, "lines": answer.lines, "printed": answer.printed}
+    found["kinds"] = answer.kinds
     try:
         after = [None if callable(x) or isinstance(x, np.random.Generator) else encode(x) for x in answer.after]
         return found | {"value": encode(answer.value), "after": after}
