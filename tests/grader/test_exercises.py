@@ -100,3 +100,21 @@ def test_functions_have_names_of_their_own():
 def test_every_exercise_of_the_lessons_is_judged():
     asked = re.findall(r'^check\("([^"]+)"', TEXTS, re.MULTILINE)
     assert list(EXERCISES) == asked
+
+
+def varied():
+    for exercise in EXERCISES.values():
+        for number in range(1, len(exercise.variants) + 1):
+            yield pytest.param(exercise, exercise.varied(number), id=f"{exercise.id}-variant {number}")
+
+
+@pytest.mark.parametrize("plain, exercise", varied())
+def test_a_variants_answers_pass_and_the_published_one_is_recognised(plain, exercise):
+    assert (exercise.function, exercise.parameters) == (plain.function, plain.parameters)
+    for wheat in exercise.wheats:
+        verdict = judge(exercise, Here({exercise.function: wheat}, 60), 1)
+        assert verdict.earned == exercise.points, "\n".join(sentences(verdict))
+    for wheat in plain.wheats:
+        verdict = judge(exercise, Here({exercise.function: wheat}, 60))
+        assert verdict.earned < exercise.points and verdict.mistake is not None
+        assert verdict.mistake.name == "as in the lesson", "\n".join(sentences(verdict))

@@ -286,6 +286,20 @@ def test_a_teacher_from_list_to_book(tmp_path, capsys):
     assert row["sum"] == "3" and "defined 2 times" in row["notes"]
 
 
+def test_a_variant_asks_for_something_else_and_says_so(tmp_path, capsys):
+    hw = tmp_path / "hw"
+    assert main(["make", "08-definition", "08-count", "-o", str(hw), "--variant", "17"]) == 0
+    assert "Changed by the variant: 08-definition." in capsys.readouterr().out
+    text = (hw / "student.py").read_text(encoding="utf-8")
+    assert "**In this homework:** The scale is alpha over the *root* of the rank" in text
+    (hw / "student.py").write_text(text + LOOPS + COUNT)
+    assert main(["check", str(hw)]) == 0
+    out = capsys.readouterr().out
+    assert "“as in the lesson”" in out and "4 of 7 points" in out  # at rank 1 the two are the same
+    assert read_sheet(hw).name != HOMEWORK.name
+    assert main(["make", "08", "-o", str(tmp_path / "x"), "--variant", "-1"]) == 2
+
+
 def test_what_is_handed_out_has_no_answer_and_the_zip_has_gradescopes_files(tmp_path):
     make(HOMEWORK, lessons_folder(), tmp_path / "hw")
     stubs = (tmp_path / "hw" / "student.py").read_text(encoding="utf-8")

@@ -18,6 +18,9 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("make", help="hand out exercises: a folder with stubs, a README and Gradescope's zip")
     verb.add_argument("exercises", nargs="+", metavar="EXERCISE", help="08-noop, or 08 for all of lesson 8")
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER")
+    verb.add_argument(
+        "--variant", type=int, default=0, metavar="N", help="change what is asked, where that is possible"
+    )
     verb.add_argument("--lessons", metavar="FOLDER", help="where the lessons are; by default in this clone")
     verb = verbs.add_parser("check", help="what a student runs: judge student.py in a homework's folder")
     verb.add_argument("folder", type=Path)
@@ -78,12 +81,15 @@ def made(args: argparse.Namespace) -> int:
     from tinyllm.course.teacher.homework import chosen, make
     from tinyllm.course.teacher.lessons import lessons_folder
 
-    homework = chosen(args.exercises)
+    homework = chosen(args.exercises, args.variant)
     make(homework, lessons_folder(args.lessons), args.out)
     print(
         f"{args.out}: {len(homework.exercises)} exercises, {homework.points} points, about {homework.minutes} minutes. "
-        f"Hand out the folder without gradescope.zip, which is for you."
+        "Hand out the folder without gradescope.zip, which is for you."
     )
+    if args.variant:
+        changed = [e.id for e in homework.exercises if e.said]
+        print(f"Changed by the variant: {', '.join(changed) or 'none; these exercises have no variants'}.")
     return 0
 
 

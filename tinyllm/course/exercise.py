@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Call = Callable[..., Any]
@@ -61,6 +61,26 @@ class Chaff:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The same exercise with another answer, so that published ones do not pass.
+
+    Attributes
+    ----------
+    said : str
+        What is asked for instead, in a sentence that stands below the exercise's text.
+    reference, wheat : callable
+        Two right answers.
+    size : callable, optional
+        As an exercise has it.
+    """
+
+    said: str
+    reference: Call
+    wheat: Call
+    size: Call | None = None
+
+
+@dataclass(frozen=True)
 class Exercise:
     """A function to write, what is true of it, right answers and wrong ones.
 
@@ -87,6 +107,11 @@ class Exercise:
         How many units of rounding, eps times the size, an answer may differ.
     emptied : tuple of str
         The dotted names in the engine that would be the answer: they raise while this is graded.
+    variants : tuple of Variant
+    said : str
+        What a variant asks for instead.
+    like : callable, optional
+        Whose name and parameters a variant has.
     lacking : callable, optional
         What this machine lacks to judge it, in a sentence, or "".
     """
@@ -103,16 +128,42 @@ class Exercise:
     size: Call | None = None
     budget: float = 8.0
     emptied: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    said: str = ""
+    like: Call | None = None
     lacking: Callable[[], str] = lambda: ""
+
+    def varied(self, number: int) -> Exercise:
+        """The exercise as this variant asks for it, its properties the same; 0, and one without variants, as it is."""
+        if not number or not self.variants:
+            return self
+        chosen = self.variants[(number - 1) % len(self.variants)]
+        as_it_was = Chaff(
+            "as in the lesson",
+            self.reference,
+            self.properties[0].name,
+            "This homework asks for something else than the lesson: read the last sentence of the exercise again.",
+        )
+        return replace(
+            self,
+            reference=chosen.reference,
+            wheats=(chosen.reference, chosen.wheat),
+            chaffs=(as_it_was,),
+            hints=(),
+            size=chosen.size or self.size,
+            said=chosen.said,
+            like=self.reference,
+            variants=(),
+        )
 
     @property
     def function(self) -> str:
         """What the answer is called."""
-        return self.reference.__name__
+        return (self.like or self.reference).__name__
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        return tuple(inspect.signature(self.reference).parameters)
+        return tuple(inspect.signature(self.like or self.reference).parameters)
 
     @property
     def points(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllm.course.exercise import Chaff, Exercise, Property
+from tinyllm.course.exercise import Chaff, Exercise, Property, Variant
 from tinyllm.course.exercises.cases import SIDES, real, whole
 
 Array = np.ndarray
@@ -221,6 +221,18 @@ LOGSUMEXP = Exercise(
             lambda x: (logsumexp_at_once(x)[0], np.exp(x - x.max(axis=-1, keepdims=True))),
             SMALL,
             "Moving all scores up by one moves the value by one: what must each row of the gradient add up to?",
+        ),
+    ),
+    variants=(
+        Variant(
+            "With a temperature of 2: the value is log sum of e^(x / 2), and the gradient that of this value by x.",
+            lambda x: (logsumexp(x / 2)[0], logsumexp(x / 2)[1] / 2),
+            lambda x: (logsumexp_at_once(x / 2)[0], logsumexp_at_once(x / 2)[1] / 2),
+        ),
+        Variant(
+            "A *soft minimum*: the value is -log sum of e^(-x), and the gradient that of this value by x.",
+            lambda x: (-logsumexp(-x)[0], logsumexp(-x)[1]),
+            lambda x: (-logsumexp_at_once(-x)[0], logsumexp_at_once(-x)[1]),
         ),
     ),
     hints=("log sum e^x = t + log sum e^(x - t), whatever t is.",),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllm.course.exercise import Chaff, Exercise, Property
+from tinyllm.course.exercise import Chaff, Exercise, Property, Variant
 from tinyllm.course.exercises.cases import SIDES, whole
 
 Array = np.ndarray
@@ -97,6 +97,18 @@ ADAMW = Exercise(
         Chaff("nothing corrected", _adamw(corrected=False), FIRST, "m and v begin at 0, and are too small at first."),
     ),
     hints=("At the first step the corrected m is g itself, and the corrected v is g squared.",),
+    variants=(
+        Variant(
+            "Epsilon stands *under* the root: the step divides by the root of (corrected v + eps).",
+            _adamw(root="inside"),
+            lambda *case: _adamw(root="inside")(*case),
+        ),
+        Variant(
+            "Nothing is corrected: the step divides m by (root of v + eps) as they are.",
+            _adamw(corrected=False),
+            lambda *case: _adamw(corrected=False)(*case),
+        ),
+    ),
     read="tinyllm.optim.AdamW",
     emptied=("tinyllm.optim.AdamW", "tinyllm.backend.primitives.adamw_step"),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllm.course.exercise import Chaff, Exercise, Property
+from tinyllm.course.exercise import Chaff, Exercise, Property, Variant
 from tinyllm.course.exercises.cases import SIDES, whole
 
 Array = np.ndarray
@@ -238,6 +238,18 @@ REORDER = Exercise(
         Chaff("nothing reordered", lambda W, heads: W.copy(), ONE, "The scores would differ.", "transformers #34741"),
         Chaff("the second of a pair first", _odd_first, ONE, "Which of a pair goes into the first half?"),
         Chaff("the columns", _columns, ONE, "A row of W makes a number of the query.", "rasbt #746, #838"),
+    ),
+    variants=(
+        Variant(
+            "The other way: W is of a program that pairs *halves*, and is reordered for one that pairs neighbours.",
+            _back,
+            lambda W, heads: np.concatenate([_back(head, 1) for head in np.split(W, heads)]),
+        ),
+        Variant(
+            "The other program takes the *second* of each pair of neighbours into the first half.",
+            _odd_first,
+            lambda W, heads: np.concatenate([np.vstack([h[1::2], h[0::2]]) for h in np.split(W, heads)]),
+        ),
     ),
     hints=("In a head, rows 0, 2, 4 ... become the first half, and 1, 3, 5 ... the second.",),
     read="tinyllm.functional.rope",

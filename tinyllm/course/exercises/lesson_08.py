@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllm.course.exercise import Chaff, Exercise, Property, Seed, demand
+from tinyllm.course.exercise import Chaff, Exercise, Property, Seed, Variant, demand
 from tinyllm.course.exercises.cases import SEEDS, SIDES, whole
 
 # ------------------------------------------------------------------------------------------------ 08-noop
@@ -219,6 +219,18 @@ DEFINITION = Exercise(
         ),
     ),
     hints=("First A x, which has rank numbers; then B of that.",),
+    variants=(
+        Variant(
+            "The scale is alpha over the *root* of the rank (rank-stabilised LoRA).",
+            _scaled(lambda alpha, A, B: alpha / math.sqrt(len(A))),
+            lambda x, W, A, B, alpha: (W + alpha * len(B.T) ** -0.5 * (B @ A)) @ x,
+        ),
+        Variant(
+            "The base is halved: the output is W x / 2 and the update, whose scale stays as it is.",
+            lambda x, W, A, B, alpha: lora_row(x, W / 2, A, B, alpha),
+            lambda x, W, A, B, alpha: lora_row_folded(x, W / 2, A, B, alpha),
+        ),
+    ),
     read="tinyllm.lora.layer.lora_update",
     emptied=("tinyllm.lora.layer.lora_update", "tinyllm.lora.layer.lora_fold"),
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllm.course.exercise import Chaff, Exercise, Property, demand
+from tinyllm.course.exercise import Chaff, Exercise, Property, Variant, demand
 from tinyllm.course.exercises.cases import SIDES, whole
 
 Array = np.ndarray
@@ -97,6 +97,19 @@ FOLD = Exercise(
         ),
     ),
     hints=("Begin with a copy of W.",),
+    variants=(
+        Variant(
+            "The scale of each is its alpha over the *root* of its own rank.",
+            _folded(lambda i, a: a[i][2] / len(a[i][0]) ** 0.5),
+            lambda W, adapters: sum((b * len(A) ** -0.5 * (B @ A) for A, B, b in adapters), start=W.copy()),
+        ),
+        Variant(
+            "The updates are taken *out*: return the W that there was before they were folded in.",
+            _folded(lambda i, a: -a[i][2] / len(a[i][0])),
+            lambda W, adapters: 2 * W - fold_all_products(W, adapters),
+            lambda W, adapters: 2 * abs(W) + fold_size(W, adapters),
+        ),
+    ),
     read="tinyllm.lora.layer.lora_fold",
     emptied=("tinyllm.lora.layer.lora_fold",),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllm.course.exercise import Chaff, Exercise, Property, demand
+from tinyllm.course.exercise import Chaff, Exercise, Property, Variant, demand
 from tinyllm.course.exercises.cases import SIDES, real, whole
 
 Array = np.ndarray
@@ -266,6 +266,20 @@ PACK = Exercise(
             FULL,
             "What is left of a byte once it is written?",
             "bitsandbytes #1721",
+        ),
+    ),
+    variants=(
+        Variant(
+            "Each code's *lowest* bit comes first; the bytes are filled from the highest bit on, as before.",
+            _packed("big", 1),
+            lambda codes, bits: pack_bits_at_once(
+                np.array([int(f"{c:0{bits}b}"[::-1], 2) for c in codes], np.uint8), bits
+            ),
+        ),
+        Variant(
+            "The last byte is filled up with *ones*.",
+            lambda codes, bits: ~pack_bits(2**bits - 1 - codes, bits),
+            lambda codes, bits: 255 - pack_bits_at_once(2**bits - 1 - codes, bits),
         ),
     ),
     hints=("`codes[:, None] >> np.arange(bits)[::-1] & 1` are the bits, a row for each code.",),

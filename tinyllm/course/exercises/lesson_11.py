@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllm.course.exercise import Chaff, Exercise, Property, demand
+from tinyllm.course.exercise import Chaff, Exercise, Property, Variant, demand
 from tinyllm.course.judge.compare import compare
 
 Array = np.ndarray
@@ -46,6 +47,21 @@ def _bits(
     return wrong
 
 
+def _shared(group: int, width: int) -> Any:
+    """So many scales share a float of so many bits, and the offset is one more."""
+
+    def right(n: int, block_size: int, double_quant: bool) -> float:
+        blocks = -(-n // block_size)
+        scales = 8 * blocks + width * (-(-blocks // group) + 1) if double_quant else 32 * blocks
+        return (8 * -(-n // 2) + scales) / n
+
+    return right
+
+
+def _more_groups(blocks: int) -> int:
+    return math.ceil(blocks / 64) - math.ceil(blocks / 256)
+
+
 def _sizes(n: Any, double: bool) -> Any:
     return st.tuples(n, st.sampled_from([16, 32, 64, 128]), st.just(double))
 
@@ -73,6 +89,24 @@ BITS = Exercise(
         Chaff("parts of a block", _bits(cut=lambda n, s: n / s), PLAIN, "There is no third of a scale."),
         Chaff("no offset", _bits(offset=0), DOUBLE, "The scales' mean was subtracted: it is kept as a float."),
         Chaff("groups of 64", _bits(group=64), LARGE, "How many scales share a float?"),
+    ),
+    variants=(
+        Variant(
+            "The float for each 256 scales has 16 bits, and so has the offset.",
+            _shared(group=256, width=16),
+            lambda n, block_size, double_quant: (
+                bits_of_bytes(n, block_size, double_quant)
+                - (16 * (math.ceil(math.ceil(n / block_size) / 256) + 1) / n if double_quant else 0)
+            ),
+        ),
+        Variant(
+            "Groups are of 64 scales, not of 256.",
+            _shared(group=64, width=32),
+            lambda n, block_size, double_quant: (
+                bits_of_bytes(n, block_size, double_quant)
+                + (32 * _more_groups(math.ceil(n / block_size)) / n if double_quant else 0)
+            ),
+        ),
     ),
     hints=("Count bytes first: codes, scales or their codes, a float for each 256, one offset.",),
     read="tinyllm.frozen.nf4.NF4Weight",

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tinyllm
 from tinyllm.backend.names import few, nearest
@@ -27,10 +28,11 @@ class Homework:
     """The exercises and the name of a homework; the same exercises and release have the same name."""
 
     exercises: tuple[Exercise, ...]
+    variant: int = 0
 
     @property
     def name(self) -> str:
-        said = " ".join(e.id for e in self.exercises)
+        said = " ".join([*(e.id for e in self.exercises), *([f"variant {self.variant}"] if self.variant else [])])
         return hashlib.sha256(said.encode()).hexdigest()[:8]
 
     @property
@@ -42,25 +44,28 @@ class Homework:
         return sum(e.minutes for e in self.exercises)
 
     def sheet(self) -> str:
-        told = {"homework": self.name, "release": tinyllm.__version__, "exercises": [e.id for e in self.exercises]}
+        told: dict[str, Any] = {"homework": self.name, "release": tinyllm.__version__}
+        told |= {"exercises": [e.id for e in self.exercises], "variant": self.variant}
         return json.dumps(told, indent=1) + "\n"
 
 
-def chosen(names: Sequence[str]) -> Homework:
-    """The homework of these exercises; "08" stands for all of lesson 8.
+def chosen(names: Sequence[str], variant: int = 0) -> Homework:
+    """The homework of these exercises; "08" stands for all of lesson 8. A variant changes those that have some.
 
     Raises
     ------
     ValueError
-        If a name is none of an exercise or a lesson.
+        If a name is none of an exercise or a lesson, or the variant below 0.
     """
+    if variant < 0:
+        raise ValueError(f"a variant is a number from 1 on, not {variant}")
     found: dict[str, Exercise] = {}
     for name in names:
         own = {i: e for i, e in EXERCISES.items() if i == name or i.split("-")[0] == name.zfill(2)}
         if not own:
             raise ValueError(f"there is no exercise or lesson {name!r}{nearest(name, EXERCISES)}")
         found |= own
-    return Homework(tuple(found[i] for i in EXERCISES if i in found))
+    return Homework(tuple(found[i].varied(variant) for i in EXERCISES if i in found), variant)
 
 
 def read_sheet(folder: Path) -> Homework:
@@ -75,13 +80,14 @@ def read_sheet(folder: Path) -> Homework:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SHEET}: give the folder that `make` wrote")
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["exercises"]
+        sheet = json.loads(path.read_text(encoding="utf-8"))
+        names, variant = sheet["exercises"], int(sheet["variant"])
         unknown = [name for name in names if name not in EXERCISES]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: make the homework again") from error
     if unknown:
         raise ValueError(f"{path} asks for {few(unknown)}, which this release (tinyllm {tinyllm.__version__}) has not")
-    return Homework(tuple(EXERCISES[name] for name in names))
+    return Homework(tuple(EXERCISES[name].varied(variant) for name in names), variant)
 
 
 def make(homework: Homework, lessons: Path, folder: Path) -> None:
@@ -112,6 +118,7 @@ def stubs(homework: Homework, lessons: Path) -> str:
     for e in homework.exercises:
         title, body, above = exercise_text(e.id, lessons)
         parts += [f"\n{above}\n"] if above else []
+        body += f"\n\n**In this homework:** {e.said}" if e.said else ""
         said = textwrap.indent(
             f'r"""{e.id}: {title}\n\n{body}\n"""'.replace("\\`", "`"), "    ", lambda line: line.strip() != ""
         )
