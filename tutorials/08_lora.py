@@ -285,7 +285,8 @@ kit.say(
 
 # %% [markdown]
 # **Dropout** sets a random tenth of the update's input to zero at every step, so that the update cannot lean on single
-# inputs. It is applied to what goes into $A$, not to the base's input.
+# inputs, and divides the rest by 0.9, so that the update stays what it was on average. It is applied to what goes into
+# $A$, not to the base's input.
 #
 # **Predict.** With dropout, does a LoRA layer keep more, less or the same?
 
@@ -299,6 +300,27 @@ kit.say(f"More: {more:.1f} MB here.")
 # Each layer has its own, because each draws its own mask. Without dropout `q_proj`, `k_proj` and `v_proj` share one
 # input. In evaluation nothing is dropped.
 #
+# All of it in one table; the cell below holds its last two columns to the byte.
+#
+# | | the layer's output | kept for backward, each token and adapter | gradients and moments |
+# |---|---|---|---|
+# | $A$ | reads `rank` numbers out of the input | its input, often a neighbour's as well | rank x in, three times |
+# | $B$ | writes them into the outputs; nothing at first | its input: `rank` numbers | out x rank, three times |
+# | alpha | multiplies the update, by alpha / rank | nothing | nothing |
+# | rank | how many directions the update has | one number more for each | grows with it |
+# | dropout | in training the update flickers around what it is; none in evaluation | an input of $A$'s own | nothing |
+
+# %%
+alpha_64, rank_9 = (costs(adapted(target_modules=ALL, **option)) for option in ({"alpha": 64.0}, {"rank": 9}))
+adapters = sum(isinstance(module, LoRALinear) for _, module in cases["LoRA r=8, all linear"].named_modules())
+one_more = 1e6 * (rank_9[0] - table["LoRA r=8, all linear"][0])
+assert alpha_64 == table["LoRA r=8, all linear"] and round(one_more) == 4 * batch.ids.size * adapters
+kit.say(
+    f"Alpha of 64: the same two numbers. Rank 9: {one_more:,.0f} bytes more are kept, which is a float for each of "
+    f"{batch.ids.size} tokens and {adapters} adapters."
+)
+
+# %% [markdown]
 # ## Exercise 08-count: how many numbers does it train?
 #
 # *10 minutes, importance 3 of 5.*

@@ -108,7 +108,7 @@ def varied():
             yield pytest.param(exercise, exercise.varied(number), id=f"{exercise.id}-variant {number}")
 
 
-@pytest.mark.parametrize("plain, exercise", varied())
+@pytest.mark.parametrize("plain, exercise", list(varied()))
 def test_a_variants_answers_pass_and_the_published_one_is_recognised(plain, exercise):
     assert (exercise.function, exercise.parameters) == (plain.function, plain.parameters)
     for wheat in exercise.wheats:
