@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 # No deadline: the first call of anything is slow, and a shared machine is slow at random.
 settings.register_profile("dev", deadline=None, max_examples=30)
 slow = [HealthCheck.too_slow]
-settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, suppress_health_check=slow)
+settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True, suppress_health_check=slow)
 settings.register_profile("deep", deadline=None, max_examples=1000, suppress_health_check=slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
