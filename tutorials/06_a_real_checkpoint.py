@@ -67,8 +67,9 @@ kit.say("None. The configuration says `tie_word_embeddings`: the head is the emb
 # *15 minutes, importance 4 of 5.*
 #
 # Write `summary(data)` for the `bytes` of a safetensors file: a dict from name to (dtype, shape as a tuple, number of
-# bytes). If the header's length is larger than the file, or an array's bytes lie outside of it, or two arrays' bytes
-# overlap, raise a `ValueError`: a file from the web may be broken, or made to break things.
+# bytes); `__metadata__`, if it is there, is no array. If the header would reach beyond the end of the file, or an
+# array's bytes lie outside of it, or two arrays' bytes overlap, raise a `ValueError`: a file from the web may be
+# broken, or made to break things.
 
 # %%
 def summary(data):
@@ -321,8 +322,9 @@ assert [gap > 1e-5 for gap in gaps.values()] == [False, False, False, True]
 # *10 minutes, importance 5 of 5.*
 #
 # Write `first_difference(right, wrong, budget)`: two dicts from path to array, in the order in which they are computed;
-# return the first path whose relative difference is above `budget`, or None. A NaN in `wrong` alone is a difference,
-# and an array of another shape is one; two arrays of zeros are equal.
+# return the first path whose relative difference (the norm of the difference over the norm of `right`) is above
+# `budget`, or None. A NaN in `wrong` alone is a difference, and an array of another shape is one; two arrays of zeros
+# are equal.
 
 # %%
 def first_difference(right, wrong, budget):

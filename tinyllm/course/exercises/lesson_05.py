@@ -66,8 +66,7 @@ def train_bpe_counter(words: dict[str, int], count: int) -> list[Pair]:
 def _bpe(
     weight: Callable[[int], int] = lambda n: n,
     first: Callable[[list[Pair]], Pair] = min,
-    rejoin: bool = True,
-    stop: bool = True,
+    joined: Callable[[list[str], Pair], list[str]] = join,
     least: int = 1,
 ) -> Any:
     def wrong(words: dict[str, int], count: int) -> list[Pair]:
@@ -78,18 +77,19 @@ def _bpe(
             for word, times in words.items():
                 for pair in pairwise(pieces[word]):
                     found[pair] += weight(times)
-            if stop and (not found or max(found.values()) < least):
+            if not found or max(found.values()) < least:
                 break
             best = first([pair for pair in found if found[pair] == max(found.values())])
             merges.append(best)
-            if rejoin:
-                pieces = {word: join(own, best) for word, own in pieces.items()}
-            else:
-                pieces = {word: [x for x in " ".join(own).replace(" ".join(best), "".join(best)).split(" ") if x]
-                          for word, own in pieces.items()}  # fmt: skip
+            pieces = {word: joined(own, best) for word, own in pieces.items()}
         return merges
 
     return wrong
+
+
+def _in_text(pieces: list[str], pair: Pair) -> list[str]:
+    """Joined as text with spaces between the pieces: "a b" is found in "ca b", too."""
+    return " ".join(pieces).replace(" ".join(pair), "".join(pair)).split()
 
 
 def _within(words: dict[str, int], count: int) -> list[Pair]:
@@ -108,7 +108,7 @@ BPE = Exercise(
     properties=(
         Property(ONE, st.tuples(TEXT.map(lambda word: {word: 1}), st.integers(1, 2))),
         Property(
-            FEW, st.tuples(st.dictionaries(TEXT, st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 4)), 2
+            FEW, st.tuples(st.dictionaries(TEXT, st.integers(1, 5), min_size=1, max_size=5), st.integers(1, 8)), 2
         ),
         Property(
             OVER, st.tuples(st.dictionaries(st.text("ab", max_size=3), st.integers(1, 3), max_size=2), st.just(9))
@@ -126,7 +126,13 @@ BPE = Exercise(
             "Of equally frequent pairs: the alphabet.",
         ),
         Chaff("across the ends of words", _within, FEW, "A pair stands inside of a word."),
-        Chaff("nothing to join", _bpe(stop=False), OVER, "When all words are one piece, there is no pair left."),
+        Chaff(
+            "joined inside of a longer piece",
+            _bpe(joined=_in_text),
+            FEW,
+            "A pair is two whole pieces. What does your search find in the pieces ca and b?",
+            "the (?<!\\S) in the code of Sennrich et al. 2016 is there for it",
+        ),
         Chaff(
             "pairs that occur once left out", _bpe(least=2), OVER, "The exercise stops when nothing is left to join."
         ),
@@ -187,7 +193,12 @@ ROUNDTRIP = Exercise(
             EVERY,
             "They are numbered in their order: 0 to 67.",
         ),
-        Chaff("the soft hyphen kept", _letters(lambda b: _odd(b) and b != 173, _rank), EVERY, "Look at 172, 173, 174."),
+        Chaff(
+            "the soft hyphen kept",
+            _letters(lambda b: _odd(b) and b != 173, _rank),
+            EVERY,
+            "Look at 172, 173, 174.",
+        ),
         Chaff(
             "Latin letters as they are", lambda data: data.decode("latin-1"), SPACES, "A space must become printable."
         ),
@@ -270,7 +281,12 @@ TOPP = Exercise(
     properties=(Property(ANY, shares(), points=2), Property(TIES, shares(equal=True), points=2)),
     chaffs=(
         Chaff("one too many", _nucleus(over=True), TIES, "0.25 and 0.25 reach 0.5."),
-        Chaff("it may be empty", _nucleus(before=True), ANY, "The one that crosses the line belongs to the set."),
+        Chaff(
+            "it may be empty",
+            _nucleus(before=True),
+            ANY,
+            "The one that crosses the line belongs to the set.",
+        ),
         Chaff("of equal ones the last", _nucleus(last=True), TIES, "Of equal shares the first one is taken."),
         Chaff("all of the smallest share", _threshold, TIES, "The fewest: not all that are equal to the last one."),
         Chaff("in the order of their shares", _nucleus(unsorted=True), ANY, "The indices come sorted."),

@@ -258,6 +258,7 @@ ORDER = Exercise(
     ),
     hints=("One after the other: `found[rows[i]] += gradients[i]`.",),
     read="tinyllm.backend.primitives.embedding_grad",
+    emptied=("tinyllm.backend.primitives.embedding_grad",),
 )
 
 EXERCISES = (LAUNCHES, BUDGET, ORDER)
