@@ -140,6 +140,13 @@ def test_bfloat16_ties_go_to_the_even_neighbour(upper):
     assert to_bfloat16(half_way)[0] == upper + upper % 2
 
 
+@given(st.integers(0, 1), st.integers(1, 0xFFFF) | st.integers(1, 0x7FFFFF))
+def test_bfloat16_of_a_nan_is_one_of_the_same_sign(sign, digits):
+    nan = np.array([sign << 31 | 0x7F800000 | digits], np.uint32).view(np.float32)
+    bits = int(to_bfloat16(nan)[0])
+    assert np.isnan(from_bfloat16(np.array([bits], np.uint16))[0]) and bits >> 15 == sign
+
+
 @given(st.integers(0, 65535))
 def test_every_half_precision_value_survives(bits):
     for storage, dtype in (("float16", np.float64), ("bfloat16", np.float32)):

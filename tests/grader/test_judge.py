@@ -102,6 +102,7 @@ def test_the_budget_is_a_multiple_of_the_rounding_of_the_size(budget, dtype, sha
         (np.zeros(2, np.float32), np.zeros(2), "must be float32, not float64"),
         (np.zeros(2), np.array([0, np.nan]), "expected 0, got nan"),
         (np.array([1, 2]), np.array([1, 3]), "1 of 2 numbers differ; the first, at index (1,): expected 2, got 3"),
+        (np.array(1, np.float32), 1.0, "must be float32, not float64"),
         (1.0, "1", "must be a number"),
         (1.0, True, "must be a number"),
         (1.0, np.zeros(1), "must be a number, not an array"),
@@ -132,6 +133,7 @@ def test_each_difference_has_its_sentence(expected, got, said):
     [
         (1.0, 1), (1.0, np.float32(1)), (1.0, np.array(1.0)), (1, np.int64(1)), (True, np.True_), ((1, 2), [1, 2]),
         (np.array([np.nan, np.inf]), np.array([np.nan, np.inf])), (math.inf, math.inf),
+        (np.array(1.0), np.float64(1)), (np.array(1.0), 1.0), (np.array(1, np.float32), np.float32(1)),
     ],
 )  # fmt: skip
 def test_what_means_the_same_is_the_same(one, other):

@@ -148,11 +148,17 @@ def logsumexp_at_once(x: Array) -> Pair:
     top = x.max(axis=-1, keepdims=True)
     e = np.exp(x - top)
     total = e.sum(axis=-1, keepdims=True)
-    return np.asarray((top + np.log(total))[..., 0]), e / total
+    return (top + np.log(total))[..., 0], e / total
+
+
+def logsumexp_by_value(x: Array) -> Pair:
+    value = np.logaddexp.reduce(x, axis=-1)
+    return value, np.exp(x - value[..., None])
 
 
 def logsumexp_size(x: Array) -> Pair:
-    return abs(x).max(axis=-1) + math.log(x.shape[-1]) + 1, np.ones(x.shape)
+    largest = abs(x).max(axis=-1) + math.log(x.shape[-1]) + 1
+    return largest, np.ones(x.shape) * largest[..., None]  # e^(x - value) loses what the value is rounded by
 
 
 def _topped(top: Callable[[Array], Any], back: bool = True) -> Any:
@@ -161,7 +167,7 @@ def _topped(top: Callable[[Array], Any], back: bool = True) -> Any:
         e = np.exp(x - t)
         total = e.sum(axis=-1, keepdims=True)
         value = np.log(total) + (t if back else 0)
-        return np.asarray(value.astype(x.dtype)[..., 0]), (e / total).astype(x.dtype)
+        return value.astype(x.dtype)[..., 0], (e / total).astype(x.dtype)
 
     return wrong
 
@@ -170,7 +176,7 @@ def _in_place(x: Array) -> Pair:
     top = x.max(axis=-1, keepdims=True)
     x -= top
     value, slope = logsumexp_at_once(x)
-    return np.asarray(value + top[..., 0]), slope
+    return value + top[..., 0], slope
 
 
 def _double(x: Array) -> Pair:
@@ -191,7 +197,7 @@ LOGSUMEXP = Exercise(
     minutes=15,
     importance=4,
     reference=logsumexp,
-    wheats=(logsumexp, logsumexp_at_once),
+    wheats=(logsumexp, logsumexp_at_once, logsumexp_by_value),
     size=logsumexp_size,
     properties=(
         Property(SMALL, scores(np.float64, 1)),
@@ -264,7 +270,8 @@ def masked_at_once(logits: Array, targets: Array) -> tuple[float, Array]:
 
 
 def masked_size(logits: Array, targets: Array) -> tuple[float, Array]:
-    return 2 * float(abs(logits).max()) + 4, np.ones(logits.shape)
+    largest = float(abs(logits).max()) + math.log(logits.shape[-1]) + 1
+    return 2 * largest + 2, np.full(logits.shape, largest)
 
 
 def _masked(count: str = "live", zero: bool = True, wrap: bool = False, divide: bool = True) -> Any:
@@ -319,6 +326,7 @@ IGNORED = Exercise(
     ),
     hints=("Look up class 0 where the target is -100, and multiply by 0 afterwards.",),
     read="tinyllm.functional.cross_entropy",
+    emptied=("tinyllm.functional.cross_entropy",),
 )
 
 # ------------------------------------------------------------------------------------------------ 02-transposed
@@ -483,6 +491,12 @@ TRANSPOSED = Exercise(
             "Zeros have the right shape as well.",
         ),
         Chaff("a wide tolerance", _judge("lots", "lots", room=0.5), ONE, "How much may rounding explain?"),
+        Chaff(
+            "no room for rounding",
+            _judge("lots", "lots", room=0.0),
+            ACCEPTS,
+            "The two sides add up in different orders. What does that do to the last digit?",
+        ),
         Chaff(
             "back undoes f",
             lambda f, back, shape: bool(np.allclose(back(f(np.ones(shape))), 1)),

@@ -90,6 +90,7 @@ NORM = Exercise(
     ),
     hints=("One over the root of (mean of squares plus eps), times x, times w.",),
     read="tinyllm.functional.rms_norm",
+    emptied=("tinyllm.functional.rms_norm", "tinyllm.backend.primitives.rms_norm"),
 )
 
 # ------------------------------------------------------------------------------------------------ 04-visible

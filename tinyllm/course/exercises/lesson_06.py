@@ -222,6 +222,7 @@ ROUND = Exercise(
         ),
     ),
     hints=("Look at the lower half: below 0x8000, above it, or equal?",),
+    read="tinyllm.backend.half.to_bfloat16",
     emptied=("tinyllm.backend.half.to_bfloat16",),
 )
 

@@ -41,6 +41,8 @@ def compare(expected: Any, got: Any, size: Any = None, budget: float = 8.0, wher
 
 
 def _arrays(expected: np.ndarray, got: Any, size: Any, budget: float, where: str) -> None:
+    if not expected.ndim and isinstance(got, np.generic | float | int):
+        got = np.asarray(got)  # NumPy's own sums make a number of what has no axes left
     if not isinstance(got, np.ndarray):
         more = "; return its .data" if type(got).__name__ == "Tensor" else ""
         raise Wrong(f"{where} must be an array, not {_kind(got)}{more}", expected, got)
