@@ -32,8 +32,9 @@ def learned_tokens(
     learned: list[bool] = []
     here = done = 0
     for id, (start, end) in zip(ids, offsets, strict=True):
-        # Byte-level tokenizers may leave the space of " word" out of its offsets: what no token claimed is its own.
-        start = min(start, done)
+        # Byte-level tokenizers may leave the space of " word" out of its offsets: what no token claimed is its own. A
+        # special token's are right, also after a token of a space alone, which claims nothing.
+        start = start if id in units else min(start, done)
         done = max(done, end)
         while here < len(spans) and spans[here][1] <= start:
             here += 1
