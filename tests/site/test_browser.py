@@ -5,8 +5,6 @@ What it needs: `pip install playwright`, a Chromium of the system, and `npm inst
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,19 +19,6 @@ SERIOUS = """async () => (await axe.run(document, {resultTypes: ["violations"], 
 WIDER = """() => [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
     && e.checkVisibility() && !e.closest("pre, table, .highlight, mjx-container, .cell_output, .bd-sidebar, dialog"))
     .slice(0, 3).map(e => e.outerHTML.slice(0, 120))"""
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator:
-    sync = pytest.importorskip("playwright.sync_api", reason="not run: playwright is not installed")
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    program = next(filter(None, found), None)
-    if program is None:
-        pytest.skip("not run: there is no Chromium")
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
-        yield browser.new_page()
-        browser.close()
 
 
 def complaints(tab, page: Path, axe: str | None, schemes: tuple[str, ...] = ("light",)) -> list[str]:

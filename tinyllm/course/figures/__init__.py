@@ -1,0 +1,6 @@
+"""Figures one can touch, each from the numbers of a run to one HTML file: `figure.show()`, `figure.save(folder)`."""
+
+from tinyllm.course.figures.figure import Figure
+from tinyllm.course.figures.nf4 import nf4_microscope
+
+__all__ = ["Figure", "nf4_microscope"]
