@@ -1,4 +1,4 @@
-"""The figures one can touch, in a browser, from their file: they answer to the keyboard and show the engine's numbers."""
+"""The figures one can touch, in a browser, from their file: they answer to the keyboard with the engine's numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from conftest import ROOT
 from test_browser import AXE, complaints
 
+from tinyllm.backend.nf4 import NF4_MIDPOINTS
 from tinyllm.course.figures import nf4_microscope
 from tinyllm.frozen.nf4 import dequantize_nf4, quantize_nf4
 
 sys.path.append(str(ROOT / "tests" / "course"))
-from figure_cases import FIGURES, weights  # noqa: E402
+from figure_cases import FIGURES  # noqa: E402
 
 
 def said(tab) -> str:
@@ -48,13 +49,25 @@ def test_the_keyboard_changes_its_numbers(tab, tmp_path, name):
         assert said(tab) != before, f"{name}: control {i} ({kind}) changes nothing"
 
 
-@pytest.mark.parametrize("n", [1, 2, 31, 64, 100, 257])
+def edges(n: int, size: int) -> np.ndarray:
+    """Weights where the last bit decides: next to where a level ends, for many a scale; zeros; the smallest floats."""
+    rng, w = np.random.default_rng(n), np.zeros(n, np.float32)
+    for start in range(0, n, size):
+        block = w[start : start + size]
+        scales = [1, 2.0**-60, 1e-38, rng.random(), rng.random() * 1e-40]
+        scale = np.float32(rng.choice(scales if block.size == size else scales[2:4]))  # of powers of 2 nothing is lost
+        ends = rng.choice(NF4_MIDPOINTS, block.size) * scale
+        block[:] = (ends.view("i4") + rng.integers(-1, 2, block.size, dtype="i4")).view("f4")
+        block[rng.integers(block.size)] = -scale
+        block[rng.random(block.size) < 0.1] = 0
+    return w
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 64, 100, 257, 2047])
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_nf4_has_the_engines_bytes(tab, tmp_path, n, size):
-    """Bit for bit, of every weight that is shown: full blocks, last ones, odd ends, zeros, ties, the smallest floats."""
-    w = weights(n)
-    w[::7], w[n // 2 :: 11] = 0, 1e-42
-    w[: n // 3] *= np.float32(1e-38)
+    """Bit for bit, of every weight that is shown, full blocks, last ones and odd ends."""
+    w = edges(n, size)
     tab.goto(nf4_microscope(w).save(tmp_path).as_uri())
     packed, scales = quantize_nf4(w, size)
     assert tab.evaluate(f"packed({size}, data.sets[0])") == packed.tolist()
