@@ -1,7 +1,7 @@
 """A planted class: twenty students and more, whose grades are written down beforehand and met to the point.
 
-They are graded in processes of their own. What only a sandbox would stop is named: `DISK` reads the answer from the
-engine's source, and has all points.
+They are graded in processes of their own, and in a sandbox where it is installed. What only the sandbox stops is named:
+`DISK` reads the answer from the engine's source, and has all points in a process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tinyllm.course.__main__ import main
+from tinyllm.course.judge.sandbox import Sandbox, lacking
 from tinyllm.course.teacher.book import as_csv, as_gradescope, as_junit
 from tinyllm.course.teacher.grading import grade
 from tinyllm.course.teacher.homework import chosen, make, read_sheet
@@ -190,6 +191,18 @@ def test_the_class_has_the_grades_that_were_written_down(graded, name):
     assert student["points"] == sum(points)
 
 
+@pytest.mark.skipif(bool(lacking()), reason=f"not run: {lacking()}")
+def test_a_sandbox_gives_the_same_grades_but_for_reading_the_answer_from_disk(handed_in, graded):
+    found = grade(HOMEWORK, list(submissions(handed_in)), seconds=1, examples=40, room=Sandbox)
+    for student, other in zip(found["students"], graded[1]["students"], strict=True):
+        points = [r["earned"] for r in student["results"]]
+        if student["student"] == "disk":
+            assert points == [0, 3], student
+        else:
+            assert points == [r["earned"] for r in other["results"]], student
+            assert student["notes"] == other["notes"]
+
+
 @pytest.mark.parametrize("student", SAID)
 def test_what_is_odd_is_said_in_a_sentence(graded, student):
     assert SAID[student] in " ".join(of(graded[1], student)["notes"])
@@ -228,7 +241,7 @@ def test_a_rerun_grades_only_what_changed_and_gives_the_same_bytes(graded, hande
     )
     whole = json.loads(target.read_text())
     assert json.loads(copy.read_text())["students"] == [of(whole, s.student) for s in few]
-    with pytest.raises(ValueError, match="another homework, release or seed"):
+    with pytest.raises(ValueError, match="another homework, release, seed or room"):
         grade(HOMEWORK, few, copy, seed=9)
     copy.write_text("{")
     with pytest.raises(ValueError, match="holds no grades"):

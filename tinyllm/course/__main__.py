@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="grades.json")
     verb.add_argument("--seed", type=int, default=1, help="of the cases; the same seed gives the same grades")
     verb.add_argument("--gradescope", action="store_true", help="the folder is one student's; write results.json")
+    verb.add_argument("--sandbox", action="store_true", help="judge in WebAssembly, where answers can read no file")
     verb = verbs.add_parser("book", help="grades as a table, and a page for each student")
     verb.add_argument("grades", type=Path)
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="grades.csv")
@@ -121,6 +122,8 @@ def checked(args: argparse.Namespace) -> int:
 
 
 def grades(args: argparse.Namespace) -> int:
+    from tinyllm.course.judge.rooms import Process
+    from tinyllm.course.judge.sandbox import Sandbox
     from tinyllm.course.teacher.book import as_gradescope
     from tinyllm.course.teacher.files import write_text
     from tinyllm.course.teacher.grading import grade
@@ -129,14 +132,13 @@ def grades(args: argparse.Namespace) -> int:
 
     if not args.submissions.is_dir():
         raise FileNotFoundError(f"there is no folder {args.submissions}")
-    homework = read_sheet(args.homework)
+    homework, room = read_sheet(args.homework), Sandbox if args.sandbox else Process
     if args.gradescope:
-        found = grade(homework, [one("submission", [args.submissions], args.submissions)], seed=args.seed)
+        found = grade(homework, [one("submission", [args.submissions], args.submissions)], seed=args.seed, room=room)
         write_text(args.out, as_gradescope(found))
         return 0
-    found = grade(
-        homework, list(submissions(args.submissions)), args.out, args.seed, lambda said: print(said, flush=True)
-    )
+    students = list(submissions(args.submissions))
+    found = grade(homework, students, args.out, args.seed, lambda said: print(said, flush=True), room=room)
     noted = [s for s in found["students"] if s["notes"]]
     for student in noted:
         print(f"\n{student['student']}: {' '.join(student['notes'])}", end="")

@@ -13,7 +13,7 @@ from typing import Any
 
 if sys.platform == "win32":
     import msvcrt
-else:
+elif sys.platform != "wasi":
     import fcntl
 
 LOCK = ".lock"  # in a folder that results are written into
@@ -95,6 +95,8 @@ def lock(handle: int) -> bool | None:
             os.lseek(handle, FAR, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
+        elif sys.platform == "wasi":  # WebAssembly has one process
+            return None
         else:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

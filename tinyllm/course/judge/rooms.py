@@ -88,8 +88,8 @@ class Process:
             if isinstance(found, Answer):
                 return found
             if "callback" not in found:
-                return _answer(found)
-            self._send(_called_back(functions, found))
+                return as_answer(found)
+            self._send(called_back(functions, found))
 
     def close(self) -> None:
         if self._process is not None:
@@ -124,7 +124,7 @@ class Process:
             return found
         if found.get("raised"):
             self.close()
-            return _answer(found)
+            return as_answer(found)
         return None
 
     def _send(self, message: dict) -> None:
@@ -162,7 +162,7 @@ def _listen(pipe: IO[bytes], said: queue.Queue) -> None:
     said.put(b"")
 
 
-def _called_back(functions: list[Callable], found: dict[str, Any]) -> dict[str, Any]:
+def called_back(functions: list[Callable], found: dict[str, Any]) -> dict[str, Any]:
     """What a function of the case gives for the arguments that came from the other side."""
     try:
         function, case = functions[int(found["callback"])], tuple(decode(found["args"]))
@@ -172,7 +172,7 @@ def _called_back(functions: list[Callable], found: dict[str, Any]) -> dict[str, 
     return {"value": encode(answer.value), "raised": answer.raised, "said": answer.said}
 
 
-def _answer(found: dict[str, Any]) -> Answer:
+def as_answer(found: dict[str, Any]) -> Answer:
     """The other side's words as an answer; they may be anything."""
     try:
         return Answer(

@@ -23,14 +23,32 @@ from tinyllm.course.judge.wire import NotPlain, decode, encode
 CLOSED = ("tinyllm.course.exercises", "tinyllm.course.exercise", "tinyllm.course.judge", "tinyllm.course.kit")
 
 
+class Desk:
+    """The answers, and what is done when the judge asks."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, Callable] = {}
+        self.seconds = 5.0
+
+    def reply(self, message: dict, ask: Callable[[int], Callable]) -> dict:
+        """Load the answers, or call one; `ask(k)` makes the function that stands for the judge's at place k."""
+        if "load" not in message:
+            case = tuple(decode(message["args"], ask))
+            return asked_for(self.functions, message["call"], case, self.seconds)
+        self.seconds = message["seconds"]
+        answer = called(load, (message["load"], message["file"], message["emptied"], self.functions), self.seconds)
+        self.functions = answer.value or {}
+        wrong = f"{answer.raised}: {answer.said}" if answer.raised else ""
+        return {"raised": "NotLoaded" if wrong else "", "said": wrong, "lines": answer.lines}
+
+
 def main(megabytes: str) -> None:
     inward, outward = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nowhere, number)
     limit(int(megabytes))
-    functions: dict[str, Callable] = {}
-    seconds, token = 5.0, ""
+    desk, token = Desk(), ""
 
     def send(message: dict) -> None:
         outward.write(json.dumps({"token": token} | message).encode() + b"\n")
@@ -51,15 +69,7 @@ def main(megabytes: str) -> None:
     for line in inward:
         message = json.loads(line)
         token = message["token"]
-        if "load" in message:
-            seconds = message["seconds"]
-            answer = called(load, (message["load"], message["file"], message["emptied"], functions), seconds)
-            wrong = f"{answer.raised}: {answer.said}" if answer.raised else ""
-            send({"raised": "NotLoaded" if wrong else "", "said": wrong, "lines": answer.lines})
-            functions = answer.value or {}
-        else:
-            case = tuple(decode(message["args"], ask))
-            send(asked_for(functions, message["call"], case, seconds))
+        send(desk.reply(message, ask))
 
 
 def asked_for(functions: dict[str, Callable], name: str, case: tuple, seconds: float) -> dict:

@@ -11,6 +11,7 @@ import tinyllm
 from tinyllm.course.exercise import Exercise
 from tinyllm.course.judge.compare import shown
 from tinyllm.course.judge.rooms import SECONDS, Process
+from tinyllm.course.judge.sandbox import Sandbox
 from tinyllm.course.judge.trial import Outcome
 from tinyllm.course.judge.verdict import AT_HOME, Verdict, judge
 from tinyllm.course.teacher.files import write_text
@@ -28,6 +29,7 @@ def grade(
     report: Callable[[str], None] = lambda said: None,
     seconds: float = SECONDS,
     examples: int = AT_HOME,
+    room: type[Process | Sandbox] = Process,
 ) -> dict[str, Any]:
     """Grade a class, and write what is known after each student.
 
@@ -45,6 +47,8 @@ def grade(
         That a call may take.
     examples : int
         Cases of each property.
+    room : type
+        Where the answers live: in a process of their own, or in a sandbox.
 
     Returns
     -------
@@ -65,6 +69,7 @@ def grade(
         "homework": homework.name,
         "release": tinyllm.__version__,
         "seed": seed,
+        "room": room.__name__.lower(),
         "exercises": [{"id": e.id, "points": e.points} for e in homework.exercises],
         "students": [],
     }
@@ -72,7 +77,7 @@ def grade(
     for submission in handed_in:
         before = known.get(submission.student)
         fresh = before is None or before["digest"] != submission.digest or before["file"] != submission.file
-        result = graded(homework, submission, seed, seconds, examples) if fresh or before is None else before
+        result = graded(homework, submission, seed, seconds, examples, room) if fresh or before is None else before
         grades["students"].append(result)
         if target is not None:
             write_text(target, json.dumps(grades, indent=1, ensure_ascii=True) + "\n")
@@ -82,7 +87,7 @@ def grade(
 
 
 def earlier(target: Path, wanted: dict[str, Any]) -> dict[str, dict]:
-    """The students of an earlier run of the same homework, release and seed, by name."""
+    """The students of an earlier run of the same homework, release, seed and room, by name."""
     if not target.exists():
         return {}
     try:
@@ -91,14 +96,21 @@ def earlier(target: Path, wanted: dict[str, Any]) -> dict[str, dict]:
             return {s["student"]: s for s in found["students"]}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{target} is there, and holds no grades: choose another -o") from None
-    raise ValueError(f"{target} has the grades of another homework, release or seed: choose another -o")
+    raise ValueError(f"{target} has the grades of another homework, release, seed or room: choose another -o")
 
 
-def graded(homework: Homework, submission: Submission, seed: int, seconds: float, examples: int) -> dict[str, Any]:
+def graded(
+    homework: Homework,
+    submission: Submission,
+    seed: int,
+    seconds: float,
+    examples: int,
+    kind: type[Process | Sandbox],
+) -> dict[str, Any]:
     """One student's result."""
     notes = [*submission.notes, *foreign(homework, submission)]
     emptied = tuple(name for e in homework.exercises for name in e.emptied)
-    room = Process(submission.source, f"{submission.student}.py", emptied, seconds)
+    room = kind(submission.source, f"{submission.student}.py", emptied, seconds)
     try:
         verdicts = [judge(e, room, seed, examples) if submission.source else None for e in homework.exercises]
     finally:
