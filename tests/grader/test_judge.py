@@ -14,10 +14,10 @@ from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 from tinyllm.course import check, example
 from tinyllm.course.exercise import Seed, Wrong
 from tinyllm.course.exercises import EXERCISES
+from tinyllm.course.judge import sandbox
 from tinyllm.course.judge.cells import cells
 from tinyllm.course.judge.compare import compare
 from tinyllm.course.judge.report import page, sentences
-from tinyllm.course.judge import sandbox
 from tinyllm.course.judge.rooms import Here, Process
 from tinyllm.course.judge.sandbox import Sandbox, lacking
 from tinyllm.course.judge.verdict import judge

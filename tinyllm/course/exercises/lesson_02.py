@@ -392,10 +392,6 @@ def thirds(x: Array) -> Array:
     return x / 3
 
 
-def zeros(g: Array) -> Array:
-    return np.zeros_like(g)
-
-
 def wrong_in_one(g: Array) -> Array:
     found = 3 * g
     found[(-1,) * g.ndim] -= g[(-1,) * g.ndim]
@@ -408,10 +404,6 @@ def repeated(n: int) -> Linear:
 
 def repeated_mean(n: int) -> Linear:
     return lambda g: np.repeat(g[..., None], n, axis=-1) / n
-
-
-def kept_side(g: Array) -> Array:
-    return g[..., None]
 
 
 def _same(f: Linear, back: Linear, least: int = 1, square: bool = False) -> Any:
@@ -464,9 +456,9 @@ TRANSPOSED = Exercise(
     wheats=(is_transposed, is_transposed_by_lot),
     properties=(
         Property(ACCEPTS, RIGHT_PAIRS, gate=True),
-        Property(ZEROS, _same(thrice, zeros)),
+        Property(ZEROS, _same(thrice, np.zeros_like)),
         Property(MEAN, _sums(repeated_mean)),
-        Property(SHAPE, _sums(lambda n: kept_side)),
+        Property(SHAPE, _sums(lambda n: lambda g: g[..., None])),
         Property(AXES, _same(axes_on, axes_on, square=True)),
         Property(ONE, _same(thrice, wrong_in_one)),
     ),
@@ -478,12 +470,7 @@ TRANSPOSED = Exercise(
             "With ones everywhere, no order of axes makes a difference. What would?",
             "every check through .sum()",
         ),
-        Chaff(
-            "the shape is not looked at",
-            _judge("lots", "lots", shapes=False),
-            SHAPE,
-            "NumPy broadcasts without a word.",
-        ),
+        Chaff("shapes not looked at", _judge("lots", "lots", shapes=False), SHAPE, "NumPy broadcasts without a word."),
         Chaff(
             "the shape alone",
             lambda f, back, shape: back(f(np.ones(shape))).shape == shape,
