@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyllm.course.figures import Figure, nf4_microscope
+from tinyllm.course.figures import Figure, mistakes_against_properties, nf4_microscope
 
 
 def weights(n: int = 500) -> np.ndarray:
@@ -15,6 +15,15 @@ def nf4() -> Figure:
     return nf4_microscope(weights(), np.linspace(-1, 1, 8))
 
 
+def chaffs() -> Figure:
+    own = {
+        "cut off": lambda bits: bits >> 16,
+        "a name that is longer than a phone is wide, so that it is cut": lambda b: b,
+    }
+    return mistakes_against_properties("06-round", own, examples=30)
+
+
 FIGURES = {
+    "chaffs": chaffs,
     "nf4": nf4,
 }

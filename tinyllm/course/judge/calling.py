@@ -92,10 +92,15 @@ def called(function: Callable, case: tuple, seconds: float = 5.0) -> Answer:
     return Answer(value, after=arguments, printed=out.letters)
 
 
+def bounded() -> bool:
+    """Whether a call can be ended: on Unix, in the main thread."""
+    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise `TooLong` in what runs longer, where the system can: on Unix, in the main thread."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    """Raise `TooLong` in what runs longer, where that is `bounded`."""
+    if not bounded():
         yield
         return
 
