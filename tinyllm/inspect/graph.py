@@ -7,6 +7,7 @@ they cross, rows are sorted by the mean place of their neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,39 @@ def graph_svg(
     >>> product = a * b
     >>> picture = graph_svg(product + a, names={"a": a, "b": b, "product": product}, values=True)
     """
+    drawn = layout(loss, model, names, values)
+    text = _draw(drawn)
+    if path is not None:
+        write_text(path, text)
+    return Picture(text)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a graph's picture stands, in pixels.
+
+    Attributes
+    ----------
+    labels : dict of Node to str
+        Of each box, in the order of the walk forward.
+    boxes : dict of Node to (x, y, width)
+        The middle of each.
+    edges : list of (Node, Node, str)
+        From an input to what was computed from it, and the path of the line between.
+    result : Node
+    width, height : int
+    """
+
+    labels: dict[Node, str]
+    boxes: dict[Node, tuple[float, float, float]]
+    edges: list[tuple[Node, Node, str]]
+    result: Node
+    width: int
+    height: int
+
+
+def layout(loss: Tensor, model: Any = None, names: Mapping[str, Tensor] | None = None, values: bool = False) -> Layout:
+    """The boxes and lines of `graph_svg`, which says what the arguments are and what is raised."""
     require_tensors("graph_svg", loss)
     if model is not None:
         require_model(model)
@@ -92,12 +126,11 @@ def graph_svg(
     x = _places(rows, chains, widths)
     left = min(x[i] - widths[i] / 2 for i in x)
     right = max(x[i] + widths[i] / 2 for i in x)
-    y = {item: GAP + BOX / 2 + r * ROW for r, row in enumerate(rows) for item in row}
-    x = {item: x[item] - left + GAP for item in x}
-    text = _draw(chains, labels, x, y, widths, loss.node, right - left + 2 * GAP, len(rows))
-    if path is not None:
-        write_text(path, text)
-    return Picture(text)
+    at = {item: (x[item] - left + GAP, GAP + BOX / 2 + r * ROW) for r, row in enumerate(rows) for item in row}
+    edges = [(chain[0], chain[-1], _line([at[item] for item in chain])) for chain in chains]
+    boxes = {node: (*at[node], widths[node]) for node in labels}
+    size = round(right - left + 2 * GAP), round((len(rows) - 1) * ROW + BOX + 2 * GAP)
+    return Layout(labels, boxes, edges, loss.node, *size)
 
 
 def _layers(nodes: list[Node]) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -215,25 +248,28 @@ def _mean(values: list[float], otherwise: float) -> float:
     return sum(values) / len(values) if values else otherwise
 
 
-def _draw(chains: list, labels: dict, x: dict, y: dict, widths: dict, result: Node, width: float, height: int) -> str:
-    w, h = round(width), round((height - 1) * ROW + BOX + 2 * GAP)
+def _line(points: list[tuple[float, float]]) -> str:
+    """A path from box to box through the bends between."""
+    d = f"M{points[0][0]:.1f} {points[0][1] + BOX / 2:.1f}"
+    for i, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
+        top = ay + BOX / 2
+        bottom = by - BOX / 2
+        if i:  # straight past the boxes of the row the bend is in
+            d += f"V{top:.1f}"
+        d += f"C{ax:.1f} {top + 12:.1f} {bx:.1f} {bottom - 12:.1f} {bx:.1f} {bottom:.1f}"
+    return d
+
+
+def _draw(drawn: Layout) -> str:
+    w, h = drawn.width, drawn.height
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}">',
         f'<style>{STYLE}</style><rect width="{w}" height="{h}" style="fill:#ffffff"/>',
     ]
-    for chain in chains:
-        points = [(x[item], y[item]) for item in chain]
-        d = f"M{points[0][0]:.1f} {points[0][1] + BOX / 2:.1f}"
-        for i, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
-            top = ay + BOX / 2
-            bottom = by - BOX / 2
-            if i:  # straight past the boxes of the row the bend is in
-                d += f"V{top:.1f}"
-            d += f"C{ax:.1f} {top + 12:.1f} {bx:.1f} {bottom - 12:.1f} {bx:.1f} {bottom:.1f}"
-        out.append(f'<path d="{d}"/>')
-    for node, label in labels.items():
-        kind = "result" if node is result else "operation" if node.leaf is None else "leaf"
-        a, b, size = x[node], y[node], widths[node]
+    out += [f'<path d="{d}"/>' for _, _, d in drawn.edges]
+    for node, label in drawn.labels.items():
+        kind = "result" if node is drawn.result else "operation" if node.leaf is None else "leaf"
+        a, b, size = drawn.boxes[node]
         out.append(
             f'<rect class="{kind}" x="{a - size / 2:.1f}" y="{b - BOX / 2:.1f}" width="{size:.1f}" '
             f'height="{BOX}" rx="4"/>'

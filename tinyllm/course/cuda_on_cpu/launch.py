@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,11 +21,28 @@ class KernelError(RuntimeError):
     """The kernel broke a rule; the message says which thread did what, and where."""
 
 
+@dataclass(frozen=True)
+class Access:
+    """One step of a traced thread; as text, the line that is printed."""
+
+    verb: str  # reads, writes, updates; or the barrier that it comes to
+    place: str = ""  # x[3], or a byte of shared memory
+    value: str = ""
+    shared: tuple[int, int] | None = None  # the first byte and how many, of shared memory
+    line: int = 0  # of the program, from 1; 0 if that is unknown
+    text: str = ""  # that line
+
+    def __str__(self) -> str:
+        did = f"{self.verb:<7} {self.place} = {self.value}" if self.place else self.verb
+        return f"{did:<42} {f'line {self.line} `{self.text}`' if self.text else 'an unknown line'}"
+
+
 @dataclass
 class Settings:
     order: str = "forward"  # in which threads and blocks take their turns
     races: bool = True  # report two unordered accesses to one place, one of them a write
-    trace: tuple | None = None  # (block, thread), each a number or a tuple (x, y, z): print what that thread does
+    trace: tuple | None = None  # (block, thread), each a number or a tuple (x, y, z): tell what that thread does
+    told: Callable[[Access], object] = print
     seed: int = 0  # of the shuffled order
     step_limit: int = 50_000_000  # accesses of one thread, then it is taken to run for ever
 
@@ -35,7 +52,7 @@ _settings = Settings()
 
 @contextlib.contextmanager
 def settings(**changes: Any) -> Iterator[None]:
-    """How launches run inside the block: ``order``, ``races``, ``trace``, ``seed``, ``step_limit`` (see Settings)."""
+    """How launches run inside the block: ``order``, ``races``, ``trace``, ``told``, ``seed``, ``step_limit`` (see Settings)."""
     global _settings
     before, _settings = _settings, replace(_settings, **changes)
     if _settings.order not in ORDERS:
@@ -178,15 +195,18 @@ class Run:
         failed = self.library.functions.cuda_launch(ctypes.byref(launch), enter)
         if _settings.trace:
             for step in steps[: launch.step_count]:
-                print(self._told(step, found))
+                _settings.told(self._access(step, found))
         if failed:
             raise KernelError(f"{self.kernel}: {self._explained(launch.message.decode())}")
         self.memory.copy_back()
         return self._counts(launch, regions[: len(found)])
 
-    def _line(self, number: int) -> str:
+    def _text(self, number: int) -> str:
         lines = self.library.source.splitlines()
-        text = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+        return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+
+    def _line(self, number: int) -> str:
+        text = self._text(number)
         return f"line {number} `{text}`" if text else "an unknown line"
 
     def _argument(self, index: int) -> str:
@@ -198,22 +218,21 @@ class Run:
         message = re.sub(r"<([0-9a-f]+)>", lambda m: self._line(self.library.line(int(m[1], 16))), message)
         return re.sub(r"\bline (\d+)\b(?! `)", lambda m: self._line(int(m[1])), message)
 
-    def _told(self, step: _Step, regions: list[_Region]) -> str:
+    def _access(self, step: _Step, regions: list[_Region]) -> Access:
         if step.kind == 3:
-            return f"{ctypes.string_at(step.offset).decode():<42} {self._line(step.where)}"
+            return Access(ctypes.string_at(step.offset).decode(), line=step.where, text=self._text(step.where))
         region, raw = regions[step.region], bytes(step.bytes[: step.size])
-        verb = ("reads", "writes", "updates")[step.kind]
+        line = self.library.line(step.where)
+        verb, text = ("reads", "writes", "updates")[step.kind], self._text(line)
         if region.argument < 0:
-            what = f"shared byte {step.offset}"
             shown = f"{np.frombuffer(raw, np.float32)[0]:g}" if step.size == 4 else f"0x{raw[::-1].hex()}"
-        else:
-            dtype = self.arrays[region.argument][0].dtype
-            first, count = step.offset // dtype.itemsize, max(1, step.size // dtype.itemsize)
-            span = f"{first}" if count == 1 else f"{first}:{first + count}"
-            what = f"{self.names[region.argument]}[{span}]"
-            whole = step.size % dtype.itemsize == 0
-            shown = ", ".join(f"{x}" for x in np.frombuffer(raw, dtype)) if whole else f"0x{raw[::-1].hex()}"
-        return f"{f'{verb:<7} {what} = {shown}':<42} {self._line(self.library.line(step.where))}"
+            return Access(verb, f"shared byte {step.offset}", shown, (step.offset, step.size), line, text)
+        dtype = self.arrays[region.argument][0].dtype
+        first, count = step.offset // dtype.itemsize, max(1, step.size // dtype.itemsize)
+        span = f"{first}" if count == 1 else f"{first}:{first + count}"
+        whole = step.size % dtype.itemsize == 0
+        shown = ", ".join(f"{x}" for x in np.frombuffer(raw, dtype)) if whole else f"0x{raw[::-1].hex()}"
+        return Access(verb, f"{self.names[region.argument]}[{span}]", shown, None, line, text)
 
     def _counts(self, launch: _Launch, regions: list[_Region]) -> Counts:
         counts = Counts(barriers=launch.barriers, warp_syncs=launch.warp_syncs, atomics=launch.atomics)

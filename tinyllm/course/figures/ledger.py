@@ -77,7 +77,8 @@ def ledger(models: Mapping[str, DecoderConfig] | None = None, batch_size: int = 
         "rooms": [{"name": name, "bytes": n} for name, n in ROOMS.items()],
         "step": f"{batch_size} x {seq_len} tokens",
     }
-    return Figure("ledger", "What a step of training holds", words, data, lambda figure: _draw(figure, rows), (7.0, 3.8))
+    title = "What a step of training holds"
+    return Figure("ledger", title, words, data, lambda figure: _draw(figure, rows), (7.0, 3.8))
 
 
 def _draw(figure: Any, rows: list[dict]) -> None:

@@ -68,8 +68,8 @@ def merge_lab(
         rows.append(_row(name, words, merged, to_host(weight.dense()), trained, weight.nbytes, loss, write))
     data = {"layer": layer, "base": numbers(_first(base)), "exact": numbers(_first(trained)), "ways": rows}
     words = (
-        "The adapter was trained over a four-bit base. Choose what it is merged into, and a weight: what does the merged "
-        "matrix hold, what is the loss, and what does the model write?"
+        "The adapter was trained over a four-bit base. Choose what it is merged into, and a weight: what does the "
+        "merged matrix hold, what is the loss, and what does the model write?"
     )
     return Figure("merges", "Merged into what?", words, data, lambda figure: _draw(figure, data))
 

@@ -28,7 +28,7 @@ function draw(height, alt, shapes) {
 
 // Controls return a function that gives the value; each change draws everything again.
 function added(label, control, read, words = () => "") {
-  const output = element("output");
+  const output = element("span");
   place.controls.append(element("label", {}, `${label} `, output, control));
   const told = () => { output.textContent = words(read()); };
   control.addEventListener("input", () => { told(); update(); });

@@ -1,4 +1,4 @@
-"""An X-ray of what training changed: the singular values of each matrix's change, and the loss without the small ones."""
+"""An X-ray of what training changed: singular values of each matrix's change, and the loss without the small ones."""
 
 from __future__ import annotations
 

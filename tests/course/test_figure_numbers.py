@@ -1,0 +1,251 @@
+"""The numbers in the figures one can touch, against the engine and against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from figure_cases import CHANGES, LOSSES, MODELS, SUM, SUMS, UP, barriers, graph, ledger, mean_of, merges, tuned, xray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import tinyllm
+from tinyllm.backend.ghost import haunted
+from tinyllm.course import figures, kit
+from tinyllm.course.cuda_on_cpu import launch
+from tinyllm.course.cuda_on_cpu.library import compiler
+from tinyllm.course.cuda_on_cpu.raw import RawKernel
+from tinyllm.course.figures.ledger import PUBLISHED, published
+from tinyllm.frozen.nf4 import dequantize_nf4, quantize_nf4
+from tinyllm.inspect.plan import ghost_model, plan
+from tinyllm.tensor import Parameter
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="not run: there is no C++ compiler")
+
+# ------------------------------------------------------------------------------------------------ xray
+
+
+@given(arrays(np.float64, (4, 6), elements=st.floats(-9, 9)).filter(lambda x: abs(x).max() > 1e-3))
+def test_the_share_is_what_the_best_product_of_that_rank_holds(change):
+    (matrix,) = figures.xray({"w": change}).data["matrices"]
+    u, s, v = np.linalg.svd(change, full_matrices=False)
+    for r, share in enumerate(matrix["share"], 1):
+        left = change - (u[:, :r] * s[:r]) @ v[:r]
+        assert abs(share - (1 - (left**2).sum() / (change**2).sum())) < 1e-5  # six digits are kept
+    assert np.allclose(matrix["values"], s, rtol=1e-4, atol=1e-4 * s[0])
+
+
+def test_xray_has_each_matrix_and_each_loss():
+    data = xray().data
+    assert [m["name"] for m in data["matrices"]] == list(CHANGES) and dict(map(tuple, data["losses"])) == LOSSES
+    assert [tuple(m["shape"]) for m in data["matrices"]] == [c.shape for c in CHANGES.values()]
+
+
+# ------------------------------------------------------------------------------------------------ ledger
+
+
+def test_the_ledger_is_the_plan():
+    for (name, config), row in zip(MODELS.items(), ledger().data["models"], strict=True):
+        assert row["name"] == name
+        for method, held in row["held"].items():
+            planned = plan(config, method, batch_size=2, seq_len=16, checkpointing=True)
+            assert held == {k: v for k, v in planned.by_category().items() if k != "library"}
+            assert row["parameters"] == planned.parameters
+
+
+# As their pages on Hugging Face have them.
+COUNTS = {
+    "SmolLM2-135M": 134_515_008, "SmolLM2-360M": 361_821_120, "TinyLlama-1.1B": 1_100_048_384,
+    "SmolLM2-1.7B": 1_711_376_384, "Llama-3.2-3B": 3_212_749_824, "Llama-2-7B": 6_738_415_616,
+}  # fmt: skip
+
+
+def test_published_models_have_their_number_of_parameters():
+    for name in PUBLISHED:
+        with haunted():
+            assert ghost_model(published(name)).num_parameters() == COUNTS[name], name
+
+
+# ------------------------------------------------------------------------------------------------ merges
+
+
+def test_the_ways_hold_what_they_say_and_the_model_stays_as_it_was():
+    model, before = tuned(), {name: np.array(w) for name, w in arrays_of(tuned())}
+    data = merges().data
+    assert {name: w.tobytes() for name, w in before.items()} == {n: np.array(w).tobytes() for n, w in arrays_of(model)}
+    layer = model.get(UP)
+    (A,), (B,) = (tuple(p.values()) for p in (layer.lora_A, layer.lora_B))
+    base = layer.base_layer.weight.dense()
+    update = layer.adapters["default"].scale * (B.data.astype("d") @ A.data.astype("d"))
+    exact = (base + update).astype("f")
+    trained, dequantized, original, requantized = data["ways"]
+    eps = 8 * np.finfo("f").eps * abs(exact).max()
+    for row, wanted in (
+        (trained, exact),
+        (dequantized, exact),
+        (original, kit.base().get(UP).weight.data + update),
+        (requantized, dequantize_nf4(*quantize_nf4(layer.fold(layer.base_layer.weight)), exact.shape)),
+    ):
+        first = np.array(row["weights"])
+        # A weight next to where a level ends may fall to either side of it.
+        room = eps if row is not requantized else 1e-3
+        assert (abs(first - np.asarray(wanted).reshape(-1)[: first.size]) < room).all(), row["name"]
+    assert np.allclose(data["base"], base.reshape(-1)[:256], atol=0) and np.allclose(data["exact"], trained["weights"])
+    assert trained["away"] == dequantized["away"] == 0 < requantized["away"]
+    assert abs(original["away"] - abs(kit.base().get(UP).weight.data - base).mean()) < 1e-3 * original["away"]
+    assert requantized["bytes"] < dequantized["bytes"] / 7 and dequantized["bytes"] == exact.nbytes
+    assert trained["loss"] == pytest.approx(mean_of(model), rel=1e-5) and trained["text"] == f"mean <{mean_of(model):.3f}>"
+    assert len({row["loss"] for row in data["ways"]}) >= 3
+
+
+def arrays_of(model):
+    for name, p in model.named_parameters():
+        yield name, p.data
+    for _, layer in tinyllm.lora.lora_layers(model):
+        yield f"{id(layer)} codes", layer.base_layer.weight.dense()
+
+
+# ------------------------------------------------------------------------------------------------ backward
+
+
+@st.composite
+def graphs(draw):
+    """Three parameters, and a few operations among what there is: things are used twice and broadcast."""
+    numbers = st.integers(-3, 3).map(float)
+    shapes = [(2, 3), (3,), (1, 1)]
+    given_ = [Parameter(draw(arrays(np.float64, shape, elements=numbers))) for shape in shapes]
+    there: list = list(given_)
+    for _ in range(draw(st.integers(1, 5))):
+        a, b = draw(st.sampled_from(there)), draw(st.sampled_from(there))
+        there.append(draw(st.sampled_from([lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a - b]))(a, b))
+    return given_, (there[-1] * there[-1]).sum()
+
+
+@given(graphs())
+def test_what_is_added_is_what_backward_brings(made):
+    leaves, loss = made
+    names = {f"leaf {i}": leaf for i, leaf in enumerate(leaves) if _behind(leaf, loss)}
+    data = figures.backward_steps(loss, names).data
+    assert all(leaf.grad is None for leaf in leaves)
+    brought: dict[int, np.ndarray] = {}
+    for step in data["steps"]:
+        own = np.array(step["gradient"]["numbers"]).reshape(step["gradient"]["shape"])
+        if step["node"] in brought:
+            assert (own == brought[step["node"]]).all()
+        for add in step["adds"]:
+            part = np.array(add["numbers"]).reshape(add["shape"])
+            assert add["nth"] == 1 + (add["node"] in brought) or add["node"] in brought
+            brought[add["node"]] = brought[add["node"]] + part if add["node"] in brought else part
+    loss.backward()
+    for i, leaf in enumerate(leaves):
+        if f"leaf {i}" in names:
+            (node,) = [n for n, label in enumerate(data["labels"]) if label.startswith(f"leaf {i} ")]
+            assert (brought[node] == leaf.grad).all()
+
+
+def _behind(leaf, loss) -> bool:
+    from tinyllm.autograd import topological
+
+    return leaf.node in topological(loss.node)
+
+
+def test_it_is_said_what_is_summed_up_and_what_is_added():
+    loss, names = graph()
+    data = figures.backward_steps(loss, names).data
+    adds = {data["labels"][a["node"]]: a for s in data["steps"] for a in s["adds"]}
+    assert adds["b 3"]["summed"] == [2, 3] and adds["b 3"]["shape"] == [3] and adds["h: add"]["nth"] == 3
+    assert adds["x 2x2"]["summed"] is None
+
+
+def test_a_graph_that_nobody_can_follow_is_refused():
+    x = Parameter(np.ones(2))
+    y = x
+    for _ in range(90):
+        y = y + 1
+    with pytest.raises(ValueError, match=r"has 9\d places, and 80 are the most"):
+        figures.backward_steps(y.sum())
+    with pytest.raises(RuntimeError, match="no graph"):
+        figures.backward_steps(tinyllm.tensor.Tensor(np.ones(())))
+
+
+# ------------------------------------------------------------------------------------------------ barriers
+
+PROGRAM = """
+extern "C" __global__ void follow(const int* todo, int steps, int every, float* y) {
+    __shared__ float part[4];
+    int t = threadIdx.x;
+    part[t] = 1;
+    __syncthreads();
+    float sum = 0;
+    for (int s = 0; s < steps; s++) {
+        int what = todo[t * steps + s];
+        if (what > 0 && what <= 4) sum += part[what - 1];
+        if (what > 4) part[what - 5] = t;
+        if ((s + 1) % every == 0) __syncthreads();
+    }
+    y[t] = sum;
+}
+"""
+
+
+@needs_compiler
+@given(arrays(np.int32, (4, 4), elements=st.integers(0, 8)), st.integers(1, 5))
+@settings(deadline=None)
+def test_there_is_a_race_in_the_figure_where_the_runtime_finds_one(todo, every):
+    args = (todo.reshape(-1), np.int32(4), np.int32(every), np.zeros(4, "f"))
+    (version,) = figures.threads_between_barriers({"it": PROGRAM}, "follow", 4, args).data["versions"]
+    try:
+        RawKernel(PROGRAM, "follow")((1,), (4,), tuple(x.copy() for x in args))
+        found = False
+    except launch.KernelError as error:
+        found = "a race" in str(error)
+    assert found == any(version["races"])
+    did = [[len(steps) for steps in stretch] for stretch in version["stretches"]]
+    assert np.sum(did) == 4 + (todo > 0).sum()
+    if not found:
+        assert len(set(version["results"].values())) == 1
+
+
+@needs_compiler
+def test_the_sum_with_and_without_its_barrier():
+    right, racing = barriers().data["versions"]
+    assert set(right["results"].values()) == {"28"} and not any(right["races"])
+    assert len(set(racing["results"].values())) > 1 and [len(r) for r in racing["races"]] == [0, 4]
+    step = racing["stretches"][1][0][0]
+    assert (step["verb"], step["place"], step["value"], step["line"]) == ("reads", 0, "0", 8) or step["place"] == 4
+    assert "part[t] += part[t + half]" in step["text"]
+
+
+# ------------------------------------------------------------------------------------------------ wrong use
+
+
+@pytest.mark.parametrize(
+    "wrong, error, said",
+    [
+        (lambda: figures.xray({}), ValueError, "an X-ray needs changes"),
+        (lambda: figures.xray({"w": np.zeros((2, 2))}), ValueError, "the change of w must be a matrix"),
+        (lambda: figures.xray({"w": np.ones(3)}), ValueError, "the change of w must be a matrix"),
+        (lambda: figures.xray(CHANGES, {-1: 2.0}), ValueError, "whole numbers from 0 on"),
+        (lambda: figures.ledger({}), ValueError, "the ledger needs models"),
+        (lambda: figures.merge_lab(tuned(), {}, "layers.9"), ValueError, "no adapted layer of this model"),
+        (lambda: figures.merge_lab(tuned(), {}, UP), ValueError, "base= has no"),
+        (lambda: figures.threads_between_barriers({}, "sum", 8, ()), ValueError, "needs texts of the kernel"),
+        (lambda: figures.threads_between_barriers(SUMS, "sum", 32, ()), ValueError, "2 to 16 threads"),
+        (lambda: figures.threads_between_barriers(SUMS, "sum", 8, ()), ValueError, "must be an array"),
+        pytest.param(
+            lambda: figures.threads_between_barriers(
+                {"x": SUM.replace("[t + half]", "[t + 9]")}, "sum", 8, (np.ones(8, "f"), np.zeros(1, "f"))
+            ),
+            ValueError, "breaks a rule before its races", marks=needs_compiler,
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_told(wrong, error, said):
+    with pytest.raises(error, match=said):
+        wrong()
+
+
+def test_without_a_compiler_kernels_are_not_shown(monkeypatch):
+    monkeypatch.setattr(figures.barriers, "compiler", lambda: None)
+    with pytest.raises(RuntimeError, match="install one"):
+        figures.threads_between_barriers(SUMS, "sum", 8, (np.zeros(1),))
