@@ -366,6 +366,18 @@ kit.say(
 )
 
 # %% [markdown]
+# Here is that walk in your order, for a small graph in which every number is used twice. Who adds what to whom, and
+# who has to wait?
+
+# %%
+from tinyllm.course.figures import backward_steps
+
+a, b = tinyllm.Parameter(2.0), tinyllm.Parameter(-3.0)
+c = a * b
+with tinyllm.use(topological=my_topological):
+    backward_steps(c * c * a + b, {"a": a, "b": b, "c": c}).show()
+
+# %% [markdown]
 # ## 6. A rule of your own: softmax
 #
 # Somewhere in every language model stands the **softmax**. It makes shares of arbitrary scores, positive numbers that

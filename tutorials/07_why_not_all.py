@@ -535,6 +535,14 @@ kit.say(
 )
 
 # %% [markdown]
+# Move from the small base to that model, and change how it is trained: which of them fit into your machine?
+
+# %%
+from tinyllm.course import figures
+
+figures.ledger().show()
+
+# %% [markdown]
 # Fewer bytes a number do not save it. Weights and gradients in 16 bits, with a float32 copy of the weights for the
 # optimiser to step in (without it small steps are rounded away), are again 2 + 2 + 4 + 8 = 16 bytes. What *would*
 # help can be read off the table: three of its four parts exist only **because a parameter trains**.

@@ -555,6 +555,15 @@ kit.say(
 )
 
 # %% [markdown]
+# The same matrix by matrix. Which of them changed in few directions? And where does the loss stop to care?
+
+# %%
+from tinyllm.course.figures import xray
+
+with threadpool_limits(1):
+    xray(full, after | {r: cut(r) for r in (2, 4, 16, 32)}).show()
+
+# %% [markdown]
 # **Why.** Much of what full training moves does not matter for the loss. So two things are true at once: the full
 # update is not of low rank, and an update of low rank learns the task nearly as well. LoRA need not *imitate* full
 # training. It looks for a good update among those of low rank, and there are some.

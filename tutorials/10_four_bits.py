@@ -275,6 +275,15 @@ assert byte == indices[0] and absmax == scales[0]
 kit.say(f"The engine's first byte of this matrix is {indices[0]:02x} as well, and its first scale {scales[0]:.5f}.")
 
 # %% [markdown]
+# The same for the next two thousand weights. Look for a weight whose code is 7 although it is not zero, for the one
+# that makes its whole block coarse, and for what larger blocks or your levels change.
+
+# %%
+from tinyllm.course.figures import nf4_microscope
+
+nf4_microscope(w, levels=middles).show()
+
+# %% [markdown]
 # ## 4. Your quantiser in the engine
 #
 # The engine has two functions for this, `nf4_quantize` and `nf4_dequantize`. They take plain arrays, and
@@ -407,6 +416,18 @@ def pack_bits(codes, bits):
 
 
 check("10-pack", pack_bits)
+
+# %% [markdown]
+# A judge is only as good as what it looks at. These are the mistakes that people make here, and what each property
+# catches: leave one out, and see what would pass.
+
+# %%
+from tinyllm.course.figures import mistakes_against_properties
+
+try:
+    mistakes_against_properties("10-pack", {"yours": pack_bits}).show()
+except ImportError as error:  # the judge needs a package that the lessons do not
+    print(error)
 
 # %% [markdown]
 # ## 5. Are these levels the best ones?

@@ -359,6 +359,29 @@ kit.say(
 )
 
 # %% [markdown]
+# Take the light update again, and look at single weights, and at what the model writes. Where does requantising put a
+# weight that the update moved only a little?
+
+# %%
+from tinyllm.course.figures import merge_lab
+from tinyllm.generate import generate
+
+
+def jargon(model):
+    return kit.held_out(model, 1)["jargon"]
+
+
+def written(model):
+    """What the model writes after a few words, taking the likeliest token each time."""
+    prompt = kit.tokenizer().encode("To fix the bug, ")
+    return kit.tokenizer().decode(generate(model.eval(), prompt, 30, temperature=0))
+
+
+tuned = quantised()
+kit.fine_tune(tuned, steps=10, lr=1e-3)
+merge_lab(tuned, kit.base().state_dict(), "layers.2.mlp.up_proj", jargon, written).show()
+
+# %% [markdown]
 # **Why.** A weight lies on one of sixteen levels. If the update does not carry it past the middle to the next level,
 # rounding puts it back where it was, exactly. With a light update nearly all weights go back. So: keep the adapter
 # beside its four-bit base, or merge it into floats; and if it must be four bits in the end, *measure* the result

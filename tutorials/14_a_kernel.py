@@ -173,6 +173,15 @@ assert "a race" in race
 print(race)
 
 # %% [markdown]
+# Look at both, thread by thread. In which stretch do two threads meet at one place, and what parts them in the first
+# kernel?
+
+# %%
+from tinyllm.course.figures import threads_between_barriers
+
+threads_between_barriers({"with the barrier": SUM, "without": racing}, "sum", 8, (x, y)).show()
+
+# %% [markdown]
 # ## Exercise 14-race: find it
 #
 # *15 minutes, importance 4 of 5.*

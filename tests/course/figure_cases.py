@@ -66,7 +66,9 @@ def mean_of(model: tinyllm.models.DecoderModel) -> float:
 
 
 def merges() -> Figure:
-    return figures.merge_lab(tuned(), kit.base().state_dict(), UP, mean_of, lambda model: f"mean <{mean_of(model):.3f}>")
+    return figures.merge_lab(
+        tuned(), kit.base().state_dict(), UP, mean_of, lambda model: f"mean <{mean_of(model):.3f}>"
+    )
 
 
 def graph():

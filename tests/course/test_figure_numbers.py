@@ -94,7 +94,8 @@ def test_the_ways_hold_what_they_say_and_the_model_stays_as_it_was():
     assert trained["away"] == dequantized["away"] == 0 < requantized["away"]
     assert abs(original["away"] - abs(kit.base().get(UP).weight.data - base).mean()) < 1e-3 * original["away"]
     assert requantized["bytes"] < dequantized["bytes"] / 7 and dequantized["bytes"] == exact.nbytes
-    assert trained["loss"] == pytest.approx(mean_of(model), rel=1e-5) and trained["text"] == f"mean <{mean_of(model):.3f}>"
+    assert trained["loss"] == pytest.approx(mean_of(model), rel=1e-5)
+    assert trained["text"] == f"mean <{mean_of(model):.3f}>"
     assert len({row["loss"] for row in data["ways"]}) >= 3
 
 

@@ -59,7 +59,8 @@ def test_ledger(tab, tmp_path, model):
     for k, method in enumerate(data["methods"]):
         set_to(tab, "Training", k)
         held = data["models"][model]["held"][method["key"]]
-        assert said(tab).startswith(list(MODELS)[model]) and f", {method['name']}, a step of 2 x 16 tokens: " in said(tab)
+        assert said(tab).startswith(list(MODELS)[model])
+        assert f", {method['name']}, a step of 2 x 16 tokens: " in said(tab)
         for cells, n in zip(rows(tab), [*held.values(), sum(held.values())], strict=True):
             unit = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[cells[k + 1].split()[1]]
             assert close(cells[k + 1], n / unit)
@@ -103,7 +104,8 @@ def test_barriers(tab, tmp_path):
     set_to(tab, "Stretch", 1)
     for t, other in ((0, 2), (3, 1)):
         set_to(tab, "Thread", t)
-        assert f"thread {min(t, other)} reads place {max(t, other)} in line 8, thread {max(t, other)} writes it" in said(tab)
+        low, high = sorted((t, other))
+        assert f"thread {low} reads place {high} in line 8, thread {high} writes it" in said(tab)
     assert "In all stretches 4 pairs race." in said(tab)
     assert tab.locator("#drawing rect[stroke-width='4']").count() == 7  # one write is in two pairs
     assert sum(cells[-1] == "yes" for cells in rows(tab)) == 7

@@ -52,7 +52,7 @@ _settings = Settings()
 
 @contextlib.contextmanager
 def settings(**changes: Any) -> Iterator[None]:
-    """How launches run inside the block: ``order``, ``races``, ``trace``, ``told``, ``seed``, ``step_limit`` (see Settings)."""
+    """How launches run inside the block: the fields of `Settings`."""
     global _settings
     before, _settings = _settings, replace(_settings, **changes)
     if _settings.order not in ORDERS:

@@ -102,7 +102,8 @@ class Figure:
     def show(self) -> None:
         """Show it in a notebook, in a frame of its own; a script prints what it shows."""
         html = self._repr_html_() if in_notebook() else ""
-        show_html(html, [f"figure one can touch: {self.title}. {self.words}"])
+        title = self.title if self.title.endswith("?") else f"{self.title}."
+        show_html(html, [f"figure one can touch: {title} {self.words}"])
 
     def _repr_html_(self) -> str:
         page = escape(self.html, quote=True)
