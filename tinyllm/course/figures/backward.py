@@ -51,7 +51,7 @@ def backward_steps(loss: Tensor, names: Mapping[str, Tensor] | None = None, mode
     order = [node for node in reversed(topological(drawn.result)) if node.leaf is None and node in slopes]
     place = {node: i for i, node in enumerate(drawn.labels)}
     met: dict[Node, int] = {}
-    steps = [{"node": place[node], "gradient": _told(slopes[node]), "adds": []} for node in order]
+    steps: list[dict[str, Any]] = [{"node": place[node], "gradient": _told(slopes[node]), "adds": []} for node in order]
     for step, node in zip(steps, order, strict=True):
         for source, part in _parts(node, slopes[node]):
             met[source] = met.get(source, 0) + 1

@@ -111,7 +111,7 @@ def _races(stretch: list[list[dict]]) -> list[list[int]]:
 def _draw(figure: Any, data: dict[str, Any]) -> None:
     panels = figure.subplots(1, len(data["versions"]), sharey=True, squeeze=False)[0]
     for ax, version in zip(panels, data["versions"], strict=True):
-        left = 0
+        left = 0.0
         for stretch in version["stretches"]:
             for thread, steps in enumerate(stretch):
                 for k, step in enumerate(steps):
