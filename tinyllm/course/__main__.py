@@ -35,7 +35,18 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("grades", type=Path)
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="grades.csv")
     verb.add_argument("--junit", type=Path, metavar="FILE", help="JUnit's XML as well")
+    verb = verbs.add_parser("bundle", help="a folder for a room without a network: wheels, lessons, pages, figures")
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER")
+    verb.add_argument(
+        "--system", nargs="+", default=[here()], metavar="NAME", help="linux, macos, windows; by default this one"
+    )
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    verb.add_argument("--python", default=version, metavar="3.X", help=f"on those machines; by default {version}")
     return main
+
+
+def here() -> str:
+    return {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(lacking, file=sys.stderr)
         return 2
     try:
-        return {"list": listed, "make": made, "check": checked, "grade": grades, "book": book}[args.verb](args)
+        return VERBS[args.verb](args)
     except (OSError, ValueError) as error:
         print(f"{args.verb}: {error}", file=sys.stderr)
         return 2
@@ -157,6 +168,18 @@ def book(args: argparse.Namespace) -> int:
     pages = write_book(found, args.out, args.junit)
     print(f"{args.out}: {len(found['students'])} students; a page for each in {pages}")
     return 0
+
+
+def bundled(args: argparse.Namespace) -> int:
+    from tinyllm.course.teacher.bundle import bundle
+
+    root = Path(__file__).resolve().parents[2]
+    bundle(root, args.out, args.system, args.python, report=lambda said: print(said, flush=True))
+    print(f"{args.out}: copy it to the room's computers; its README.md says how to install from it.")
+    return 0
+
+
+VERBS = {"list": listed, "make": made, "check": checked, "grade": grades, "book": book, "bundle": bundled}
 
 
 if __name__ == "__main__":

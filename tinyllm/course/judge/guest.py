@@ -10,8 +10,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from host import tools  # of the sandbox: functions of the judge's side
-
 from tinyllm.course.judge.wire import decode, encode
 from tinyllm.course.judge.worker import Desk
 
@@ -25,6 +23,8 @@ def turn(text: str) -> None:
 
 
 def ask(k: int) -> Callable:
+    from host import tools  # of the sandbox: functions of the judge's side
+
     def asked(*args: Any) -> Any:
         found = json.loads(tools.asked(json.dumps({"callback": k, "args": [encode(x) for x in args]})))
         if found["raised"]:
