@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tinyllm.course.teacher.files import write_text
 
-ENGINE = "tinyllm-engine[plot,course]"
-TAGS = {
+ENGINE, PACKAGE = "tinyllm-engine[plot,course]", "tinyllm"
+TAGS = {  # 64-bit Linux and Windows on Intel and AMD, and macOS 14 on Apple's processors
     "linux": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
     "macos": ("macosx_14_0_arm64",),
     "windows": ("win_amd64",),
@@ -41,7 +41,7 @@ py -{python} -m venv .venv
 ```
 
 {pages}`lessons/` has the lessons as scripts and, in `notebooks/`, as notebooks. The wheels are for {systems} and Python
-{python}.
+{python} (Linux and Windows with Intel's or AMD's processors, macOS 14 or later with Apple's).
 """
 
 
@@ -103,7 +103,11 @@ def wheels(
     root: Path, folder: Path, systems: Sequence[str], python: str, packages: Sequence[str], report: Callable
 ) -> None:
     """The engine's wheel, and for each system those of everything it needs."""
-    _pip("wheel", "--no-deps", "-w", str(folder), str(root))
+    with tempfile.TemporaryDirectory() as clean:  # setuptools would put what an earlier build left in the clone in, too
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(root / name, clean)
+        shutil.copytree(root / PACKAGE, Path(clean) / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+        _pip("wheel", "--no-deps", "-w", str(folder), clean)
     for system in systems:
         tags = [word for tag in TAGS[system] for word in ("--platform", tag)]
         only = ["--only-binary", ":all:", "--python-version", python, "--implementation", "cp", *tags]
