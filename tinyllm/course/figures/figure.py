@@ -107,7 +107,8 @@ class Figure:
 
     def _repr_html_(self) -> str:
         page = escape(self.html, quote=True)
-        return f'<iframe title="{escape(self.title)}" style="width:100%;height:40em;border:0" srcdoc="{page}"></iframe>'
+        frame = f'<iframe title="{escape(self.title)}" style="width:100%;height:40em;border:0" srcdoc="{page}"></iframe>'
+        return f"<div>{frame}</div>"  # of a frame alone IPython warns
 
 
 def numbers(array: Any) -> list:

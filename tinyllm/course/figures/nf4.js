@@ -56,7 +56,7 @@ function picture(block, at, { levels, midpoints }, q) {
     shapes.push(["line", { x1: left, x2: left + Math.max(1, wide - 1), y1: 70 - 50 * b.back / (q.scale || 1),
       y2: 70 - 50 * b.back / (q.scale || 1), stroke: "var(--blue)", "stroke-width": 2 }]);
   });
-  shapes.push(["text", { x: 10, y: 14 }, "The block: weights as bars, what comes back as blue lines"]);
+  shapes.push(["text", { x: 10, y: 14 }, "The block: its weights; in blue, what comes back"]);
   for (const m of midpoints) shapes.push(["line", { x1: x(m), x2: x(m), y1: 176, y2: 196, stroke: "var(--line)",
     "stroke-dasharray": "2 3" }]);
   levels.forEach((level, k) => {
