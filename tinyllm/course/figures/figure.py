@@ -106,9 +106,9 @@ class Figure:
         show_html(html, [f"figure one can touch: {title} {self.words}"])
 
     def _repr_html_(self) -> str:
-        page = escape(self.html, quote=True)
-        frame = f'<iframe title="{escape(self.title)}" style="width:100%;height:40em;border:0" srcdoc="{page}"></iframe>'
-        return f"<div>{frame}</div>"  # of a frame alone IPython warns
+        page, style = escape(self.html, quote=True), "width:100%;height:40em;border:0"
+        # In a div, since of a frame alone IPython warns.
+        return f'<div><iframe title="{escape(self.title)}" style="{style}" srcdoc="{page}"></iframe></div>'
 
 
 def numbers(array: Any) -> list:
