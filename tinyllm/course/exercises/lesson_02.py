@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tinyllm.course.exercise import Chaff, Exercise, Property, Variant
 from tinyllm.course.exercises.cases import SIDES, real, whole
+from tinyllm.course.exercises.runs import fine_tunes
 
 Array = np.ndarray
 Pair = tuple[Array, Array]
@@ -313,6 +314,7 @@ IGNORED = Exercise(
         Property(ALL_COUNT, asked(ignored=False)),
         Property(SOME, asked(), points=2),
         Property(MANY, asked((101, 103))),
+        fine_tunes("loss"),
     ),
     chaffs=(
         Chaff("the mean over all", _masked(count="all"), SOME, "How many positions count?", "nanoGPT #206"),

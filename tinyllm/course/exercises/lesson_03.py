@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tinyllm.course.exercise import Chaff, Exercise, Property, Variant
 from tinyllm.course.exercises.cases import SIDES, whole
+from tinyllm.course.exercises.runs import fine_tunes
 
 Array = np.ndarray
 
@@ -172,6 +173,7 @@ CLIP = Exercise(
         Property(BELOW, st.tuples(st.lists(_ONE, max_size=3), st.just(99.0))),
         Property(ABOVE, st.tuples(st.lists(_ONE, min_size=1, max_size=3), st.sampled_from([0.5, 1.0, 2.0])), points=2),
         Property(GAPS, st.tuples(st.lists(_ONE | st.none(), min_size=1, max_size=4), st.just(1.0))),
+        fine_tunes("clip"),
     ),
     chaffs=(
         Chaff("each by its own norm", _each, ABOVE, "The direction of all together must stay: one factor for all."),
@@ -242,6 +244,7 @@ SCHEDULE = Exercise(
         Property(RISE, steps_of("rise")),
         Property(FALL, steps_of("fall")),
         Property(NONE, steps_of("none")),
+        fine_tunes("factor"),
     ),
     chaffs=(
         Chaff("it begins at 0", _schedule(lambda s, w: s / w, _down), RISE, "The first step would change nothing."),

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tinyllm.course.exercise import Chaff, Exercise, Property
+from tinyllm.course.exercises.runs import writes
 
 Pair = tuple[str, str]
 
@@ -278,7 +279,7 @@ TOPP = Exercise(
     importance=4,
     reference=nucleus,
     wheats=(nucleus, nucleus_by_removal),
-    properties=(Property(ANY, shares(), points=2), Property(TIES, shares(equal=True), points=2)),
+    properties=(Property(ANY, shares(), points=2), Property(TIES, shares(equal=True), points=2), writes()),
     chaffs=(
         Chaff("one too many", _nucleus(over=True), TIES, "0.25 and 0.25 reach 0.5."),
         Chaff(
