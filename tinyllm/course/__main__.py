@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     )
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     verb.add_argument("--python", default=version, metavar="3.X", help=f"on those machines; by default {version}")
+    verb = verbs.add_parser("serve", help="lessons 0, 1, 2, 8 and 10 in a browser on this machine, without internet")
+    verb.add_argument("--port", type=int, default=8000, help="by default 8000; 0 takes a free one")
+    verb.add_argument("--lessons", metavar="FOLDER", help="where the lessons are; by default in this clone")
     return main
 
 
@@ -179,7 +182,20 @@ def bundled(args: argparse.Namespace) -> int:
     return 0
 
 
-VERBS = {"list": listed, "make": made, "check": checked, "grade": grades, "book": book, "bundle": bundled}
+def served(args: argparse.Namespace) -> int:
+    from tinyllm.course.browser.serve import serve
+    from tinyllm.course.teacher.lessons import lessons_folder
+
+    def ready(address: str) -> None:
+        print(f"Open {address} in a browser on this machine. Ctrl-C ends it.", flush=True)
+
+    serve(lessons_folder(args.lessons), args.port, ready)
+    return 0
+
+
+VERBS = {
+    "list": listed, "make": made, "check": checked, "grade": grades, "book": book, "bundle": bundled, "serve": served,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

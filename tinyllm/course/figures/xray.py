@@ -21,7 +21,7 @@ def xray(changes: Mapping[str, Any], losses: Mapping[int, float] | None = None) 
     changes : mapping of str to array (out, in)
         What training added to each matrix: the weight afterwards less the weight before, by name.
     losses : mapping of int to float, optional
-        Measured with every change cut down to this many of its largest directions: 0 is the base.
+        Measured with every change cut down to this many of its largest directions.
 
     Returns
     -------
