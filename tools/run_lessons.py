@@ -23,7 +23,8 @@ PAGES = TUTORIALS.parent / "docs" / "lessons"
 TO_TAKE = """
 
 To take with you: {{download}}`the script <../../tutorials/{stem}.py>`,
-{{download}}`the notebook <../../tutorials/notebooks/{stem}.ipynb>`."""
+{{download}}`the notebook <../../tutorials/notebooks/{stem}.ipynb>`. They run where they lie in
+{{download}}`the zip of everything <tinyllm-engine.zip>`: [how to set it up](../course.md)."""
 
 
 def processor_seconds() -> float:
@@ -47,6 +48,8 @@ def run(lesson: Path, pages: Path, limit: float) -> str | None:
     for cell in found.cells:
         if cell.cell_type == "markdown":
             cell.source = resolved(cell.source)
+        elif "hide-output" in cell.metadata.get("tags", ()):  # its code may give away what is to be predicted
+            cell.metadata["tags"] = ["hide-cell"]
     found.cells[0].source += TO_TAKE.format(stem=lesson.stem)
     pages.mkdir(parents=True, exist_ok=True)
     nbformat.write(found, pages / f"{lesson.stem}.ipynb")

@@ -4,7 +4,8 @@
 # To fine-tune a model means to change its weights a little. LoRA leaves the weights alone and writes the change down
 # beside them, as the product of two thin matrices, and trains only those. A tenth of the numbers, or a hundredth, is
 # then all that the optimiser has to look after and all that one hands out afterwards. Here you write the layer, see
-# what it saves and what it does not, and measure three of its four settings, and what dropout costs.
+# what it saves and what it does not, and measure three of its four settings, and what dropout costs. (The optimiser,
+# AdamW, is lesson 3, and the layers' names, q, k, v, gate, up and down, are lesson 4; here they are names.)
 #
 # - **Needs**: lessons 1, 2
 # - **Minutes**: 70
@@ -168,6 +169,12 @@ kit.say(
 # Write `fresh(shape, rank, generator)`: A and B for a weight of shape (out, in), float32, as LoRA begins: A uniform
 # between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$, drawn from the NumPy generator that is given, B zero. Whatever
 # x and alpha are, the update must be exactly 0, and neither shape may be the wrong way round.
+#
+# <details><summary>Hint</summary>
+#
+# A reads from the inputs, so each of its `rank` rows is as long as the input. `generator.uniform` takes both ends.
+#
+# </details>
 
 # %%
 def fresh(shape, rank, generator):
@@ -182,8 +189,13 @@ check("08-noop", fresh)
 # *15 minutes, importance 5 of 5.*
 #
 # Write `lora_row(x, W, A, B, alpha)`: the output of the layer for *one* position, x (in,), in plain NumPy, from the
-# definition. The scale is not given: it follows from alpha and the shape of A. (A frequent mistake is to multiply by
-# alpha alone; with rank 1 nobody notices.)
+# definition. The scale is not given: it follows from alpha and the shape of A.
+#
+# <details><summary>Hint</summary>
+#
+# W x, and beside it B (A x) times alpha over the rank. Which side of A is the rank?
+#
+# </details>
 
 # %%
 def lora_row(x, W, A, B, alpha):
@@ -239,7 +251,7 @@ kit.say(
 )
 
 # %% [markdown]
-# **Why.** Three things decide the first column.
+# **Why.** Two things decide the first column.
 #
 # *How far back the walk must go.* A gradient for layer 0 travels through all layers above it, and each of them keeps
 # what its rules name. A gradient for layer 4 is there at once, and the layers below keep nothing. LoRA on all layers
@@ -247,9 +259,11 @@ kit.say(
 #
 # *What the rules name.* A trained weight's rule needs the layer's input. A frozen weight has no rule, so that input is
 # not kept for it; but the adapter's $A$ has a rule that needs the very same input, which is one array for both. So LoRA
-# on a layer does not save that input. What it does save are inputs of layers without an adapter.
+# on a layer does not save that input. With adapters on q and v alone it saves the inputs of the other layers; with
+# adapters everywhere little is left to save: mostly the gradient of the embedding, which the head's chunked loss makes
+# on the way forward and keeps.
 #
-# *The second column is LoRA's real gain*: gradients and moments only for A and B.
+# And *the second column is LoRA's real gain*: gradients and moments only for A and B.
 
 # %%
 def figure_memory(table):
@@ -284,40 +298,65 @@ kit.say(
 )
 
 # %% [markdown]
+# Which arrays are these? One layer with its adapter, on rows that need a gradient themselves, as they do inside of a
+# model. Weights stand in the list because the gradient passes through them on its way down; they are in memory
+# anyway, so `kept(loss, model)` and the table above leave them out.
+
+# %%
+one_layer = adapted(target_modules=ALL).get("layers.2.mlp.up_proj")
+rows = tinyllm.Parameter(np.ones((batch.ids.size, 160), np.float32))
+print(tinyllm.kept(one_layer(rows)))
+
+# %% [markdown]
+# From above: the frozen W; then A with its input, the number alpha / r, and B with *its* input, which has only 8
+# numbers a token. W's own input is not among them, since nothing about W is learned.
+#
 # **Dropout** sets a random tenth of the update's input to zero at every step, so that the update cannot lean on single
 # inputs, and divides the rest by 0.9, so that the update stays what it was on average. It is applied to what goes into
 # $A$, not to the base's input.
 #
-# **Predict.** With dropout, does a LoRA layer keep more, less or the same?
+# **Predict.** With dropout on every adapter, does the model keep more, less or the same?
 
 # %% tags=["hide-output"]
 more = kept["LoRA r=8, dropout 0.1"] - kept["LoRA r=8, all linear"]
 assert more > 1
-kit.say(f"More: {more:.1f} MB here.")
+inputs = more * 1e6 / (4 * batch.ids.size * 160)
+assert round(inputs, 6) == 24
+kit.say(f"More: {more:.1f} MB here, {inputs:.0f} arrays of 160 numbers a token. There are 35 adapters.")
 
 # %% [markdown]
-# **Why.** $A$'s rule needs $A$'s input, and that is now another array than the layer's own input: the dropped one.
-# Each layer has its own, because each draws its own mask. Without dropout `q_proj`, `k_proj` and `v_proj` share one
-# input. In evaluation nothing is dropped.
+# **Why.** $A$'s rule needs $A$'s input, and that is now another array than the layer's own input: the dropped one, with
+# a mask of its own. `q_proj`, `k_proj` and `v_proj` had shared the norm's output, which the norm keeps for itself
+# anyway; now they keep three arrays beside it, and `gate_proj` and `up_proj` two. `out_proj` and `down_proj` shared
+# with nobody, and keep the dropped input *in place* of the other: no more than before. Five for each of five layers
+# would be 25; in the first layer nothing below the norm learns, so it keeps nothing for itself, and that is one less.
+# The mask is not kept: it is drawn again on the way back. In evaluation nothing is dropped.
 #
-# All of it in one table; the cell below holds its last two columns to the byte.
+# All of it in one table; the cell below measures what it says.
 #
 # | | the layer's output | kept for backward, each token and adapter | gradients and moments |
 # |---|---|---|---|
 # | $A$ | reads `rank` numbers out of the input | its input, often a neighbour's as well | rank x in, three times |
 # | $B$ | writes them into the outputs; nothing at first | its input: `rank` numbers | out x rank, three times |
-# | alpha | multiplies the update, by alpha / rank | nothing | nothing |
+# | alpha | multiplies the update, by alpha / rank | one number for a whole adapter | nothing |
 # | rank | how many directions the update has | one number more for each | grows with it |
-# | dropout | in training the update flickers around what it is; none in evaluation | an input of $A$'s own | nothing |
+# | dropout | in training the update flickers; none in evaluation | an input of $A$'s own, if it was shared | nothing |
 
 # %%
 alpha_64, rank_9 = (costs(adapted(target_modules=ALL, **option)) for option in ({"alpha": 64.0}, {"rank": 9}))
-adapters = sum(isinstance(module, LoRALinear) for _, module in cases["LoRA r=8, all linear"].named_modules())
+adapters = [layer for _, layer in cases["LoRA r=8, all linear"].named_modules() if isinstance(layer, LoRALinear)]
+rows = tinyllm.kept(adapted(target_modules=ALL).train().loss(batch))
+of_B = [row for row in rows if row.shape == (batch.ids.size, 8)]
+scales = sum(row.bytes for row in rows if row.shape == ())
 one_more = 1e6 * (rank_9[0] - table["LoRA r=8, all linear"][0])
-assert alpha_64 == table["LoRA r=8, all linear"] and round(one_more) == 4 * batch.ids.size * adapters
+thin = sum(8 * sum(layer.base_layer.weight.shape) for layer in adapters)
+assert len(of_B) == len(adapters) and scales == 4 * len(adapters)
+assert alpha_64 == table["LoRA r=8, all linear"] and round(one_more) == 4 * batch.ids.size * len(adapters)
+assert round(1e6 * state["LoRA r=8, all linear"]) == 3 * 4 * thin
 kit.say(
-    f"Alpha of 64: the same two numbers. Rank 9: {one_more:,.0f} bytes more are kept, which is a float for each of "
-    f"{batch.ids.size} tokens and {adapters} adapters."
+    f"B's inputs: {len(of_B)} arrays {of_B[0].shape}. The scales: {scales} bytes for {len(adapters)} adapters; with "
+    f"alpha of 64 the same. Rank 9: {one_more:,.0f} bytes more are kept, which is a float for each of "
+    f"{batch.ids.size} tokens and {len(adapters)} adapters."
 )
 
 # %% [markdown]
@@ -329,6 +368,12 @@ kit.say(
 # (`"layers.0.self_attn.q_proj"`) to its weight's shape (out, in); `targets` is a list of last names (`["q_proj"]`).
 # A name that matches no layer is a `ValueError` with that name in it: an adapter that lands nowhere would train, and
 # change nothing, and nobody would know why.
+#
+# <details><summary>Hint</summary>
+#
+# A has rank rows of length in, B has out rows of length rank. A layer is meant if its path's last part *is* the name.
+#
+# </details>
 
 # %%
 def trained(shapes, rank, targets):
@@ -363,11 +408,53 @@ assert abs(first - second) < abs(first - third) / 2
 kit.say("The first two, whose scale times learning rate is the same.")
 
 # %% [markdown]
-# **Why.** Not exactly, since A begins at the same size in each. But it is the first thing to know about alpha: *with
-# AdamW it is mostly another learning rate*. Whoever changes the rank and keeps alpha has changed the learning rate as
-# well, because the scale is alpha / r. So the custom is to keep alpha / r, often at 2. Others find that large ranks
-# then learn too fast or too slowly, and divide by $\sqrt r$ in place of r (**rsLoRA**; `use_rslora=True`). A grid shows
-# what is so for a model and a text:
+# **Why.** Not to the last digit, since A begins at the same size in each, but much closer than either to the third. It
+# is the first thing to know about alpha: *with AdamW it is mostly another learning rate*. Whoever changes the rank and
+# keeps alpha has changed the learning rate as well, because the scale is alpha / r. So the custom is to keep alpha / r,
+# often at 2. Others find that large ranks then learn too fast or too slowly, and divide by $\sqrt r$ in place of r (**rsLoRA**; `use_rslora=True`).
+#
+# So much for losses. What do the settings do to the *output* of a trained model? Its update of one matrix, and how far
+# its scores move away from the base's:
+
+# %%
+def moved(**options):
+    """After 9 steps: the size of B, of the update, its rank; how far scores move; what dropout makes of them."""
+    model = adapted(target_modules=ALL, **options)
+    kit.fine_tune(model, steps=9, lr=3e-3, size=2)
+    layer = model.get("layers.2.mlp.up_proj")
+    (B,) = layer.lora_B.values()
+    update = layer.folded()[0].data - layer.base_layer.weight.data
+    with tinyllm.no_grad():
+        away = np.abs(model.eval()(batch.ids).data - kit.base().eval()(batch.ids).data).mean()
+        flicker = np.abs(model.train()(batch.ids).data - model(batch.ids).data).mean()
+    return np.linalg.norm(B.data), np.linalg.norm(update), np.linalg.matrix_rank(update), away, flicker
+
+
+settings = {
+    "rank 8, alpha 16": {},
+    "rank 8, alpha 64": {"alpha": 64},
+    "rank 64, alpha 16": {"rank": 64},
+    "rank 64, alpha 128": {"rank": 64, "alpha": 128},
+    "rank 8, alpha 16, dropout 0.5": {"dropout": 0.5},
+}
+after = {name: moved(**options) for name, options in settings.items()}
+kit.say(
+    "| | size of B | size of the update | its rank | scores move by | two passes in training differ by |\n"
+    "|---|---:|---:|---:|---:|---:|\n"
+    + "\n".join(f"| {n} | {b:.2f} | {u:.2f} | {r} | {a:.2f} | {f:.3f} |" for n, (b, u, r, a, f) in after.items())
+)
+usual, alpha_64, many, kept_scale, dropped = after.values()
+assert abs(alpha_64[0] / usual[0] - 1) < 0.15 and 3 < alpha_64[1] / usual[1] < 4
+assert [found[2] for found in after.values()] == [8, 8, 64, 64, 8]
+assert abs(many[3] / usual[3] - 1) < 0.15 and min(alpha_64[3], kept_scale[3]) > 2 * usual[3]
+assert usual[4] == 0 < dropped[4]
+
+# %% [markdown]
+# Four times alpha leaves B nearly as large, and makes the update nearly four times as large. A higher rank with the
+# same alpha moves the scores about as far, in more directions; with alpha / r kept it moves them further. Dropout is
+# seen only in training: there the same text gives other scores each time.
+#
+# A grid shows what is best for a model and a text:
 
 # %%
 RANKS, SCALES = (1, 8, 64), (0.5, 2, 8)

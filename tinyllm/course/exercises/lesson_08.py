@@ -329,6 +329,12 @@ COUNT = Exercise(
             "W is frozen. A is (rank, in), B is (out, rank).",
         ),
         Chaff(
+            "out times in times rank",
+            _counted(_last, lambda rank, shape: rank * shape[0] * shape[1]),
+            "every layer of a target's name",
+            "That is how many products there are, not how many numbers: A and B are two matrices beside each other.",
+        ),
+        Chaff(
             "A alone",
             _counted(_last, lambda rank, shape: rank * shape[1]),
             "every layer of a target's name",

@@ -106,7 +106,8 @@ def _rows(expected: Any, got: Any, size: Any, budget: float, where: str) -> None
         raise Wrong(f"{where} must have {len(expected)} elements, not {len(got)}", expected, got)
     sizes = size if isinstance(size, list | tuple) else [size] * len(expected)
     for i, (e, g, s) in enumerate(zip(expected, got, sizes, strict=True)):
-        compare(e, g, s, budget, f"element {i}" if where == "it" else f"{where}, element {i}")
+        which = f"its {ORDINALS[i]} element" if i < len(ORDINALS) else f"its element {i + 1}"
+        compare(e, g, s, budget, which if where == "it" else f"{where}, {which}")
 
 
 def _dicts(expected: dict, got: Any, size: Any, budget: float, where: str) -> None:
@@ -135,6 +136,7 @@ def _exact(expected: Any, got: Any, where: str) -> None:
         raise Wrong(f"{where} is wrong: expected {shown(expected)}, got {shown(got)}", expected, got)
 
 
+ORDINALS = ("first", "second", "third", "fourth")
 WORDS: dict[type, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a text", bytes: "bytes", type(None): "None",
     list: "a list", tuple: "a tuple", dict: "a dict", set: "a set", np.ndarray: "an array",
