@@ -411,7 +411,8 @@ kit.say("The first two, whose scale times learning rate is the same.")
 # **Why.** Not to the last digit, since A begins at the same size in each, but much closer than either to the third. It
 # is the first thing to know about alpha: *with AdamW it is mostly another learning rate*. Whoever changes the rank and
 # keeps alpha has changed the learning rate as well, because the scale is alpha / r. So the custom is to keep alpha / r,
-# often at 2. Others find that large ranks then learn too fast or too slowly, and divide by $\sqrt r$ in place of r (**rsLoRA**; `use_rslora=True`).
+# often at 2. Others find that large ranks then learn too fast or too slowly, and divide by $\sqrt r$ in place of r
+# (**rsLoRA**; `use_rslora=True`).
 #
 # So much for losses. What do the settings do to the *output* of a trained model? Its update of one matrix, and how far
 # its scores move away from the base's:

@@ -465,7 +465,7 @@ def test_an_example_of_ones_own(capsys):
     shapes = {"a.q_proj": (2, 3), "b.q_proj": (4, 5)}
     example("08-count", (shapes, 2, ["q_proj"]), 28)
     out = capsys.readouterr().out
-    assert "is right, and shows 2 of the 5 known mistakes: the whole matrix, A alone" in out
+    assert "is right, and shows 3 of the 6 known mistakes: the whole matrix, out times in times rank, A alone" in out
     example("08-count", (shapes, 2, ["q_proj"]), 29)
     assert "is wrong: another output is right" in capsys.readouterr().out
     example("08-count", (shapes, 2, ["q_proj"]), 28.0)
