@@ -376,6 +376,30 @@ kit.say(
 )
 
 # %% [markdown]
+# ## Three cases
+#
+# In life there is no row of curves beside the right one: somebody tells you what was noticed. Three such runs, each
+# with one mistake in it, done while you wait. Whom do you suspect, and what would you look at to be sure? `accuse`
+# tells whether you are right.
+
+# %%
+from tinyllm.course.detective import accuse, case
+
+case(1)
+
+# %%
+case(2)
+
+# %%
+case(3)
+
+# %% [markdown]
+# Write your suspect in place of the first one, and run it for each case.
+
+# %%
+accuse(1, "a learning rate of zero")
+
+# %% [markdown]
 # **Why.** A model has many ways to get better, and finds one around most bugs (lesson 1: even a wrong gradient
 # learns). The one that shows names itself wrongly: a scale that is too large looks just like a learning rate that is
 # too high, since it acts like one (lesson 8). So a good curve proves little, and a bad one has several causes. What
