@@ -58,7 +58,7 @@ def test_a_case_is_told_with_all_suspects_and_gives_no_answer_away(capsys):
 def test_wrong_use_is_told():
     with pytest.raises(ValueError, match="there are cases 1, 2 and 3, not 4"):
         case(4)
-    with pytest.raises(ValueError, match="lists, not 'weight decai': write one as it stands there"):
+    with pytest.raises(ValueError, match="lists, not 'weight decai': write one as it is there"):
         accuse(1, "weight decai")
     with pytest.raises(ValueError, match="not 'a'"):  # several begin so
         accuse(1, "a")

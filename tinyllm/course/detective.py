@@ -75,7 +75,7 @@ def accuse(number: int, suspect: str) -> None:
     found = _known(number)
     meant = [s for s in SUSPECTS if isinstance(suspect, str) and suspect and s.startswith(suspect)]
     if len(meant) != 1:
-        raise ValueError(f"the suspects are those that case({number}) lists, not {suspect!r}: write one as it stands there")
+        raise ValueError(f"the suspects are those that case({number}) lists, not {suspect!r}: write one as it is there")
     if meant[0] == found.culprit:
         kit.say(f"**Case {number} is solved**: {found.culprit}. {found.why}")
     else:
@@ -163,8 +163,8 @@ def _without_alpha() -> str:
             adapter.scale = 1.0
     sizes.append(_update(model))
     return (
-        f"After training the held-out loss is {before:.2f}. The adapter is saved, and loaded into a fresh base: now it "
-        f"is {kit.held_out(model, 1)['jargon']:.2f}; the base alone has {_base():.2f}. All arrays in the file are those "
+        f"After training the held-out loss is {before:.2f}. The adapter is saved, and loaded into a fresh base: now "
+        f"it is {kit.held_out(model, 1)['jargon']:.2f}; the base alone has {_base():.2f}. All arrays in the file are those "
         f"of the trained model, bit for bit, and each is where it belongs. But at one matrix the update has the size "
         f"{sizes[1]:.3f}, and before saving it had {sizes[0]:.3f}."
     )
