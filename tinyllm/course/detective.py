@@ -133,7 +133,7 @@ def _told(losses: list[float]) -> str:
 def _itself() -> str:
     model = _adapted()
     losses, _ = _run(model, _steps(4) * 3, labels=lambda batch: batch.ids, lr=1e-2)
-    held = kit.held_out(model, 1)["jargon"]
+    held = _held_out(model)
     prompt = kit.tokenizer().encode("A hacker is")
     text = kit.tokenizer().decode(generate(_still(model), prompt, 12))
     return (
@@ -157,16 +157,16 @@ def _added_up() -> str:
 def _without_alpha() -> str:
     model = _adapted()
     _run(model, _steps(2))
-    before, sizes = kit.held_out(model, 1)["jargon"], [_update(model)]
+    before, sizes = _held_out(model), [_update(model)]
     for _, layer in lora_layers(model):
         for adapter in layer.adding():
             adapter.scale = 1.0
     sizes.append(_update(model))
     return (
         f"After training the held-out loss is {before:.2f}. The adapter is saved, and loaded into a fresh base: now "
-        f"it is {kit.held_out(model, 1)['jargon']:.2f}; the base alone has {_base():.2f}. All arrays in the file are "
-        f"those of the trained model, bit for bit, and each is where it belongs. But at one matrix the update has the size "
-        f"{sizes[1]:.3f}, and before saving it had {sizes[0]:.3f}."
+        f"it is {_held_out(model):.2f}; the base alone has {_base():.2f}. All arrays in the file are those of the trained "
+        f"model, bit for bit, and each is where it belongs. But at one matrix the update has the size {sizes[1]:.3f}, and "
+        f"before saving it had {sizes[0]:.3f}."
     )
 
 
@@ -177,8 +177,12 @@ def _update(model: DecoderModel) -> float:
     return float(np.linalg.norm(layer.folded()[0].data - layer.base_layer.weight.data))
 
 
+def _held_out(model: DecoderModel) -> float:
+    return kit.held_out(model, 1)["jargon"]
+
+
 def _base() -> float:
-    return kit.held_out(kit.base(), 1)["jargon"]
+    return _held_out(kit.base())
 
 
 def _still(model: DecoderModel) -> DecoderModel:

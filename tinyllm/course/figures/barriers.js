@@ -15,6 +15,7 @@ function update() {
   say(`${version.name}, stretch ${k + 1} of ${last + 1}${k < stretch() ? " (it has no more)" : ""}: thread ${t} `
     + (own.length ? `${own.map(did).join(", then ")}.` : "does nothing in shared memory.")
     + (mine ? ` A race: ${told(steps, mine)}, and nothing says who is first.` : " No two of them meet here without an order.")
+    + (version.stopped ? ` The kernel was stopped: ${version.stopped}.` : "")
     + ` In all stretches ${total} pairs race. Results with the threads in turn, ${results}.`);
   picture(version, steps, races, mine, t, k);
   table(["thread", "does", "place", "value", "line", "races"], steps.flatMap((all, n) => all.map((a) => [n, a.verb, a.place,
