@@ -71,7 +71,7 @@ def _add(gradients: dict[Node, Any], ours: set[Node], node: Node | None, part: A
         into = node if node.leaf is None else node.leaf()
         if into is None or part is UNUSED:
             return
-        part = _fitted(part, into, f"the rule of {_operation(rule)}")
+        part = fitted(part, into, f"the rule of {_operation(rule)}")
     if node not in gradients:
         gradients[node] = part
         if part is not g and part.base is None:  # g and views of it are shared with other edges
@@ -86,7 +86,7 @@ def _add(gradients: dict[Node, Any], ours: set[Node], node: Node | None, part: A
 def _deliver(leaf: Any, g: Any, ours: bool) -> None:
     if leaf is None:  # nobody has it any more
         return
-    g = _fitted(g, leaf, "backward")  # its array may have been replaced since it was used
+    g = fitted(g, leaf, "backward")  # its array may have been replaced since it was used
     if leaf.grad is None:
         leaf.grad = of(leaf.data).xp.asarray(g if ours else g.copy())  # a full reduction gives a scalar
     else:
@@ -121,7 +121,7 @@ def _inputs(node: Node) -> list[Node]:
 UNUSED = object()  # stands for the gradient of an input that a checkpointed function turned out not to use
 
 
-def _fitted(part: Any, into: Any, operation: str) -> Any:
+def fitted(part: Any, into: Any, operation: str) -> Any:
     """What a rule returned, summed where its input was broadcast; float32 stands beside half precision.
 
     Any other shape or dtype than the input's, and what is no array, is an error that names the operation.

@@ -71,15 +71,16 @@ def merges() -> Figure:
     )
 
 
-def graph():
-    """A loss in which one tensor is used twice and one is broadcast, and the names of its tensors."""
-    x, W, b = (tinyllm.Parameter(weights(n).reshape(shape)) for n, shape in ((4, (2, 2)), (6, (3, 2)), (3, (3,))))
-    h = x @ W.T + b
-    return (h * h - h).sum(), {"x": x, "W": W, "b": b, "h": h}
+def broadcast_and_used_twice() -> tuple[tinyllm.Tensor, dict[str, tinyllm.Tensor]]:
+    """mean(tanh(w * x) * w + b), whose b has one number for each of x's three columns, and x one for both rows."""
+    rng = np.random.default_rng(3)
+    w, x, b = (tinyllm.Parameter(rng.standard_normal(shape)) for shape in ((2, 3), (1, 3), (3,)))
+    product = w * x
+    return (product.tanh() * w + b).mean(), {"w": w, "x": x, "b": b, "product": product}
 
 
 def backward() -> Figure:
-    return figures.backward_steps(*graph())
+    return figures.backward_steps(*broadcast_and_used_twice())
 
 
 SUM = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from figure_cases import CHANGES, LOSSES, MODELS, SUMS, UP, barriers, graph, ledger, mean_of, merges, tuned, xray
+from figure_cases import CHANGES, LOSSES, MODELS, SUMS, UP, barriers, ledger, mean_of, merges, tuned, xray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,7 +18,6 @@ from tinyllm.course.cuda_on_cpu.raw import RawKernel
 from tinyllm.course.figures.ledger import PUBLISHED, published
 from tinyllm.frozen.nf4 import dequantize_nf4, quantize_nf4
 from tinyllm.inspect.plan import ghost_model, plan
-from tinyllm.tensor import Parameter
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="not run: there is no C++ compiler")
 
@@ -104,69 +103,6 @@ def arrays_of(model):
         yield name, p.data
     for _, layer in tinyllm.lora.lora_layers(model):
         yield f"{id(layer)} codes", layer.base_layer.weight.dense()
-
-
-# ------------------------------------------------------------------------------------------------ backward
-
-
-@st.composite
-def graphs(draw):
-    """Three parameters, and a few operations among what there is: things are used twice and broadcast."""
-    numbers = st.integers(-3, 3).map(float)
-    shapes = [(2, 3), (3,), (1, 1)]
-    given_ = [Parameter(draw(arrays(np.float64, shape, elements=numbers))) for shape in shapes]
-    there: list = list(given_)
-    for _ in range(draw(st.integers(1, 5))):
-        a, b = draw(st.sampled_from(there)), draw(st.sampled_from(there))
-        there.append(draw(st.sampled_from([lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a - b]))(a, b))
-    return given_, (there[-1] * there[-1]).sum()
-
-
-@given(graphs())
-def test_what_is_added_is_what_backward_brings(made):
-    leaves, loss = made
-    names = {f"leaf {i}": leaf for i, leaf in enumerate(leaves) if _behind(leaf, loss)}
-    data = figures.backward_steps(loss, names).data
-    assert all(leaf.grad is None for leaf in leaves)
-    brought: dict[int, np.ndarray] = {}
-    for step in data["steps"]:
-        own = np.array(step["gradient"]["numbers"]).reshape(step["gradient"]["shape"])
-        if step["node"] in brought:
-            assert (own == brought[step["node"]]).all()
-        for add in step["adds"]:
-            part = np.array(add["numbers"]).reshape(add["shape"])
-            assert add["nth"] == 1 + (add["node"] in brought) or add["node"] in brought
-            brought[add["node"]] = brought[add["node"]] + part if add["node"] in brought else part
-    loss.backward()
-    for i, leaf in enumerate(leaves):
-        if f"leaf {i}" in names:
-            (node,) = [n for n, label in enumerate(data["labels"]) if label.startswith(f"leaf {i} ")]
-            assert (brought[node] == leaf.grad).all()
-
-
-def _behind(leaf, loss) -> bool:
-    from tinyllm.autograd import topological
-
-    return leaf.node in topological(loss.node)
-
-
-def test_it_is_said_what_is_summed_up_and_what_is_added():
-    loss, names = graph()
-    data = figures.backward_steps(loss, names).data
-    adds = {data["labels"][a["node"]]: a for s in data["steps"] for a in s["adds"]}
-    assert adds["b 3"]["summed"] == [2, 3] and adds["b 3"]["shape"] == [3] and adds["h: add"]["nth"] == 3
-    assert adds["x 2x2"]["summed"] is None
-
-
-def test_a_graph_that_nobody_can_follow_is_refused():
-    x = Parameter(np.ones(2))
-    y = x
-    for _ in range(90):
-        y = y + 1
-    with pytest.raises(ValueError, match=r"has 9\d places, and 80 are the most"):
-        figures.backward_steps(y.sum())
-    with pytest.raises(RuntimeError, match="no graph"):
-        figures.backward_steps(tinyllm.tensor.Tensor(np.ones(())))
 
 
 # ------------------------------------------------------------------------------------------------ barriers

@@ -9,7 +9,7 @@ from conftest import ROOT
 from test_touch import said
 
 sys.path.append(str(ROOT / "tests" / "course"))
-from figure_cases import FIGURES, LOSSES, MODELS, backward, ledger, merges, xray  # noqa: E402
+from figure_cases import FIGURES, LOSSES, MODELS, ledger, merges, xray  # noqa: E402
 
 
 def opened(tab, figure, folder):
@@ -79,20 +79,6 @@ def test_merges(tab, tmp_path):
             assert tab.inner_text("pre") == row["text"]
             if k:
                 assert ("writes the same text" in told) == (row["text"] == data["ways"][0]["text"])
-
-
-def test_backward_goes_through_all_steps_and_round(tab, tmp_path):
-    data = opened(tab, backward(), tmp_path)
-    n = len(data["steps"])
-    for i in [*range(1, n), 0, 1]:
-        tab.get_by_role("button", name="Next").click()
-        step = data["steps"][i]
-        assert said(tab).startswith(f"Step {i + 1} of {n}: {data['labels'][step['node']]} has its whole gradient")
-        assert tab.locator("#drawing path[stroke='var(--orange)']").count() >= len({a["node"] for a in step["adds"]})
-        assert control_of(tab, "Step").input_value() == str(i)
-    tab.get_by_role("button", name="Back").click()
-    assert said(tab).startswith("Step 1 of ")
-    assert len(rows(tab)) == sum(len(s["adds"]) for s in data["steps"])
 
 
 def test_barriers(tab, tmp_path):

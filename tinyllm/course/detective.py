@@ -164,9 +164,9 @@ def _without_alpha() -> str:
     sizes.append(_update(model))
     return (
         f"After training the held-out loss is {before:.2f}. The adapter is saved, and loaded into a fresh base: now "
-        f"it is {_held_out(model):.2f}; the base alone has {_base():.2f}. All arrays in the file are those of the trained "
-        f"model, bit for bit, and each is where it belongs. But at one matrix the update has the size {sizes[1]:.3f}, and "
-        f"before saving it had {sizes[0]:.3f}."
+        f"it is {_held_out(model):.2f}; the base alone has {_base():.2f}. All arrays in the file are those of the "
+        f"trained model, bit for bit, and each is where it belongs. But at one matrix the update has the size "
+        f"{sizes[1]:.3f}, and before saving it had {sizes[0]:.3f}."
     )
 
 

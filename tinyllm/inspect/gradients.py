@@ -1,11 +1,12 @@
-"""The gradient at every place of a graph, which the engine itself hands on and forgets."""
+"""The gradient at every place of a graph, and every share of it, which the engine itself hands on and forgets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from tinyllm.autograd import Node, topological, walk
+from tinyllm.autograd import Node, fitted, topological, walk
 from tinyllm.backend.table import of
 from tinyllm.inspect.rules import operation_of
 from tinyllm.tensor import Tensor
@@ -39,28 +40,62 @@ def gradients(loss: Tensor) -> dict[Node, Any]:
     ValueError
         If it is not one number, or an operation's rule can be used once only.
     """
+    found: dict[Node, Any] = {}
+    watch(loss, found.__setitem__)
+    return found
+
+
+def watch(
+    loss: Tensor,
+    arrives: Callable[[Node, Any], None],
+    handed_on: Callable[[Node, Any, Any], None] | None = None,
+) -> None:
+    """Tell what happens in the walk that `gradients` makes, as it happens.
+
+    Parameters
+    ----------
+    loss : Tensor
+        As in `gradients`, which says what is raised.
+    arrives : callable
+        Is called with a node whose turn it is and its whole gradient.
+    handed_on : callable, optional
+        Is called, after that, for each input: with the input's node, with what the rule made for it, and with the same
+        summed where the input was broadcast, which is what is added. The walk may later add to these arrays: copy.
+    """
     if loss.node is None:
         raise RuntimeError("there is no graph: this tensor needs no gradient")
     if loss.data.size != 1:
         raise ValueError(f"gradients are those of one number, not of shape {loss.shape}: take its sum or mean")
-    found: dict[Node, Any] = {}
     copies: dict[Node, Node] = {}
     for node in topological(loss.node):
-        edges: list = [((None,), _noting(found, node))]  # an edge to nowhere sees the whole gradient
+        edges: list = [((None,), partial(_told, arrives, node))]  # an edge to nowhere sees the whole gradient
         for sources, rule in node.edges or ():
             if (operation := operation_of(rule)) in ONCE:
                 raise ValueError(f"the gradients of {operation} can be asked for once only: {ONCE[operation]}")
-            edges.append((tuple(None if source is None else copies[source] for source in sources), rule))
+            copied = tuple(None if source is None else copies[source] for source in sources)
+            edges.append((copied, rule if handed_on is None else _watched(sources, rule, handed_on)))
         copies[node] = Node(edges, node)
     be = of(loss.data)
     with be.hold():
         walk(copies[loss.node], be.xp.ones_like(loss.data))
-    return found
 
 
-def _noting(found: dict[Node, Any], node: Node) -> Callable[[Any], Any]:
-    def note(g: Any) -> Any:
-        found[node] = g
-        return g
+def _told(arrives: Callable[[Node, Any], None], node: Node, g: Any) -> Any:
+    arrives(node, g)
+    return g
 
-    return note
+
+def _watched(sources: tuple, rule: Callable, handed_on: Callable[[Node, Any, Any], None]) -> Callable:
+    """The rule, which tells what it makes for each of these inputs."""
+
+    def watched(g: Any, *needs: Any) -> Any:
+        made = rule(g, *needs)
+        parts = (made,) if len(sources) == 1 else made
+        if type(parts) is tuple and len(parts) == len(sources):  # if not, the walk says so
+            for source, part in zip(sources, parts, strict=True):
+                if source is not None:
+                    handed_on(source, part, fitted(part, source, f"the rule of {operation_of(rule)}"))
+        return made
+
+    watched.__qualname__ = operation_of(rule)  # errors name it
+    return watched

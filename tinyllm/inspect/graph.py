@@ -81,8 +81,12 @@ def graph_svg(
     >>> product = a * b
     >>> picture = graph_svg(product + a, names={"a": a, "b": b, "product": product}, values=True)
     """
-    drawn = layout(loss, model, names, values)
-    text = _draw(drawn)
+    require_tensors("graph_svg", loss)
+    if loss.node is None:
+        raise RuntimeError("there is no graph to draw: this tensor needs no gradient")
+    nodes = topological(loss.node)
+    labels = _labels(nodes, loss, named_nodes("graph_svg", nodes, model, names), values)
+    text = _draw(layout(nodes, labels), labels, loss.node)
     if path is not None:
         write_text(path, text)
     return Picture(text)
@@ -90,47 +94,40 @@ def graph_svg(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of a graph's picture stands, in pixels.
+    """Where the boxes and edges of a graph stand, in pixels from the left and from the top."""
 
-    Attributes
-    ----------
-    labels : dict of Node to str
-        Of each box, in the order of the walk forward.
-    boxes : dict of Node to (x, y, width)
-        The middle of each.
-    edges : list of (Node, Node, str)
-        From an input to what was computed from it, and the path of the line between.
-    result : Node
-    width, height : int
-    """
-
-    labels: dict[Node, str]
-    boxes: dict[Node, tuple[float, float, float]]
-    edges: list[tuple[Node, Node, str]]
-    result: Node
-    width: int
-    height: int
+    width: float
+    height: float
+    boxes: dict[Node, tuple[float, float, float]]  # the middle, across and down, and the width
+    edges: list[tuple[Node, Node, list[tuple[float, float]]]]  # source and user; middles of what the edge goes through
 
 
-def layout(loss: Tensor, model: Any = None, names: Mapping[str, Tensor] | None = None, values: bool = False) -> Layout:
-    """The boxes and lines of `graph_svg`, which says what the arguments are and what is raised."""
-    require_tensors("graph_svg", loss)
-    if model is not None:
-        require_model(model)
-    if loss.node is None:
-        raise RuntimeError("there is no graph to draw: this tensor needs no gradient")
-    nodes = topological(loss.node)
-    labels = _labels(nodes, loss, {} if model is None else dict(model.named_parameters()), names, values)
+def layout(nodes: list[Node], labels: dict[Node, str], pitch: int = ROW) -> Layout:
+    """Places for the boxes, wide enough for their labels; an edge for each of `inputs_of` each node, in that order."""
     rows, chains = _layers(nodes)
     widths = {item: LETTER * len(labels[item]) + 16 if item in labels else 4.0 for row in rows for item in row}
     x = _places(rows, chains, widths)
     left = min(x[i] - widths[i] / 2 for i in x)
     right = max(x[i] + widths[i] / 2 for i in x)
-    at = {item: (x[item] - left + GAP, GAP + BOX / 2 + r * ROW) for r, row in enumerate(rows) for item in row}
-    edges = [(chain[0], chain[-1], _line([at[item] for item in chain])) for chain in chains]
-    boxes = {node: (*at[node], widths[node]) for node in labels}
-    size = round(right - left + 2 * GAP), round((len(rows) - 1) * ROW + BOX + 2 * GAP)
-    return Layout(labels, boxes, edges, loss.node, *size)
+    at = {item: (x[item] - left + GAP, GAP + BOX / 2 + r * pitch) for r, row in enumerate(rows) for item in row}
+    return Layout(
+        right - left + 2 * GAP,
+        (len(rows) - 1) * pitch + BOX + 2 * GAP,
+        {node: (*at[node], widths[node]) for node in nodes},
+        [(chain[0], chain[-1], [at[item] for item in chain]) for chain in chains],
+    )
+
+
+def curve(points: list[tuple[float, float]]) -> str:
+    """An edge as the commands of an SVG path."""
+    d = f"M{points[0][0]:.1f} {points[0][1] + BOX / 2:.1f}"
+    for i, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
+        top = ay + BOX / 2
+        bottom = by - BOX / 2
+        if i:  # straight past the boxes of the row the bend is in
+            d += f"V{top:.1f}"
+        d += f"C{ax:.1f} {top + 12:.1f} {bx:.1f} {bottom - 12:.1f} {bx:.1f} {bottom:.1f}"
+    return d
 
 
 def _layers(nodes: list[Node]) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -154,27 +151,28 @@ def _layers(nodes: list[Node]) -> tuple[list[list[Any]], list[list[Any]]]:
     return rows, chains
 
 
-def _labels(nodes: list[Node], loss: Tensor, owned: dict[str, Any], given: Any, values: Any) -> dict[Node, str]:
+def _labels(nodes: list[Node], loss: Tensor, named: dict[Node, tuple[str, Any]], values: Any) -> dict[Node, str]:
     """What stands in each box."""
     if not isinstance(values, bool):
         raise TypeError(f"graph_svg: values is True or False, not {values!r}; tensors to name are names={{...}}")
-    named = {loss.node: ("", loss), **{x.node: (name, x) for name, x in owned.items()}, **_named(given, nodes)}
     slopes = gradients(loss) if values else {}
     labels = {}
     for node in nodes:
-        name, tensor = named.get(node, ("", None))
+        name, tensor = named.get(node, ("", loss if node is loss.node else None))
         label = _label(node, name, tensor if node.leaf is None else node.leaf(), values)
         labels[node] = label + (f", grad {_number(slopes[node])}" if node in slopes and _is_number(node) else "")
     return labels
 
 
-def _named(given: Any, nodes: list[Node]) -> dict[Node, tuple[str, Tensor]]:
-    """The nodes of the tensors that the caller named."""
+def named_nodes(who: str, nodes: list[Node], model: Any, given: Any) -> dict[Node, tuple[str, Tensor]]:
+    """The nodes that have a name, from the model or from the caller of `who`, and their tensors."""
+    if model is not None:
+        require_model(model)
     if given is not None and not isinstance(given, Mapping):
-        raise TypeError(f"graph_svg: names are tensors by name, {{'a': a}}, not {kind_of(given)}")
-    found = {}
+        raise TypeError(f"{who}: names are tensors by name, {{'a': a}}, not {kind_of(given)}")
+    found = {} if model is None else {x.node: (name, x) for name, x in model.named_parameters()}
     for name, tensor in (given or {}).items():
-        require_tensors("graph_svg", tensor)
+        require_tensors(who, tensor)
         if tensor.node not in nodes:
             raise ValueError(f"{name!r} is not in this graph: name tensors that lead to it and need a gradient")
         found[tensor.node] = (str(name), tensor)
@@ -248,28 +246,16 @@ def _mean(values: list[float], otherwise: float) -> float:
     return sum(values) / len(values) if values else otherwise
 
 
-def _line(points: list[tuple[float, float]]) -> str:
-    """A path from box to box through the bends between."""
-    d = f"M{points[0][0]:.1f} {points[0][1] + BOX / 2:.1f}"
-    for i, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
-        top = ay + BOX / 2
-        bottom = by - BOX / 2
-        if i:  # straight past the boxes of the row the bend is in
-            d += f"V{top:.1f}"
-        d += f"C{ax:.1f} {top + 12:.1f} {bx:.1f} {bottom - 12:.1f} {bx:.1f} {bottom:.1f}"
-    return d
-
-
-def _draw(drawn: Layout) -> str:
-    w, h = drawn.width, drawn.height
+def _draw(places: Layout, labels: dict[Node, str], result: Node) -> str:
+    w, h = round(places.width), round(places.height)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}">',
         f'<style>{STYLE}</style><rect width="{w}" height="{h}" style="fill:#ffffff"/>',
     ]
-    out += [f'<path d="{d}"/>' for _, _, d in drawn.edges]
-    for node, label in drawn.labels.items():
-        kind = "result" if node is drawn.result else "operation" if node.leaf is None else "leaf"
-        a, b, size = drawn.boxes[node]
+    out += [f'<path d="{curve(points)}"/>' for _, _, points in places.edges]
+    for node, label in labels.items():
+        kind = "result" if node is result else "operation" if node.leaf is None else "leaf"
+        a, b, size = places.boxes[node]
         out.append(
             f'<rect class="{kind}" x="{a - size / 2:.1f}" y="{b - BOX / 2:.1f}" width="{size:.1f}" '
             f'height="{BOX}" rx="4"/>'

@@ -68,8 +68,9 @@ def ledger(models: Mapping[str, DecoderConfig] | None = None, batch_size: int = 
             held[method] = {part: n for part, n in found.by_category().items() if part != PROCESS}
         rows.append({"name": name, "parameters": found.parameters, "held": held})
     words = (
-        "Move from small to large, and choose how it is trained. The bars are bytes at the fullest moment of a step; "
-        "the dashed lines are what machines have."
+        "Move from small to large, and choose how it is trained. The bars are bytes at the fullest moment of a step, "
+        "with floats of 32 bits, QLoRA's base in four, and blocks computed again on the way back; the dashed lines are "
+        "what machines have."
     )
     data = {
         "models": rows,
