@@ -11,6 +11,9 @@ from test_touch import said
 sys.path.append(str(ROOT / "tests" / "course"))
 from figure_cases import FIGURES, LOSSES, MODELS, ledger, merges, xray  # noqa: E402
 
+UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+PARTS = {"base": "base weights", "optimizer": "optimiser", "head": "head and loss"}
+
 
 def opened(tab, figure, folder):
     tab.goto(figure.save(folder).as_uri())
@@ -60,10 +63,31 @@ def test_ledger(tab, tmp_path, model):
         set_to(tab, "Training", k)
         held = data["models"][model]["held"][method["key"]]
         assert said(tab).startswith(list(MODELS)[model])
-        assert f", {method['name']}, a step of 2 x 16 tokens: " in said(tab)
+        total, largest = sum(held.values()), max(held, key=held.get)
+        sentence = said(tab).split(f", {method['name']}, a step of 2 x 16 tokens: ")[1]
+        whole, most = sentence.removesuffix(". It fits into a laptop, 8 GB.").split(". Its largest part is ")
+        part, size = most.split(", ")
+        assert part == PARTS.get(largest, largest)
+        assert close(whole, total / UNITS[whole.split()[1]]) and close(size, held[largest] / UNITS[size.split()[1]])
         for cells, n in zip(rows(tab), [*held.values(), sum(held.values())], strict=True):
-            unit = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[cells[k + 1].split()[1]]
-            assert close(cells[k + 1], n / unit)
+            assert close(cells[k + 1], n / UNITS[cells[k + 1].split()[1]])
+
+
+# Nothing is planned here: the verdict is the page's, and sums on both sides of each room tell it.
+@pytest.mark.parametrize(
+    "gigabytes, verdict",
+    [
+        (8, "It fits into a laptop, 8 GB."), (8.01, "It fits into a card, 24 GB."), (24, "It fits into a card, 24 GB."),
+        (24.01, "It fits into a card, 80 GB."), (80, "It fits into a card, 80 GB."),
+        (80.01, "It fits into none of the three machines."),
+    ],
+)  # fmt: skip
+def test_the_ledger_says_what_fits(tab, tmp_path, gigabytes, verdict):
+    figure = ledger()
+    held = {m["key"]: {"base": int(1e9 * gigabytes) - 5, "head": 5} for m in figure.data["methods"]}
+    figure.data["models"][:] = [{"name": "x", "parameters": 1, "held": held}]
+    opened(tab, figure, tmp_path)
+    assert said(tab).endswith(verdict)
 
 
 def test_merges(tab, tmp_path):

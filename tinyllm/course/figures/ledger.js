@@ -12,7 +12,7 @@ function update() {
   const parts = Object.entries(held).filter(([, n]) => n > 0).sort((a, b) => b[1] - a[1]);
   const fits = data.rooms.find((r) => total <= r.bytes);
   say(`${model.name}, ${(model.parameters / 1e6).toLocaleString("en", { maximumFractionDigits: 1 })} million parameters, ${method.name}, `
-    + `a step of ${data.step}: ${bytes(total)}. Most of it is ${NAMES[parts[0][0]]}, ${bytes(parts[0][1])}. `
+    + `a step of ${data.step}: ${bytes(total)}. Its largest part is ${NAMES[parts[0][0]]}, ${bytes(parts[0][1])}. `
     + (fits ? `It fits into a ${fits.name}.` : "It fits into none of the three machines."));
   picture(model, method, total);
   table(["part", ...data.methods.map((m) => m.name)], [...Object.keys(held).map((part) => [NAMES[part] ?? part,

@@ -93,4 +93,4 @@ def _draw(figure: Any, rows: list[dict]) -> None:
         ax.text(-0.4, room / 1e9 * 1.05, name, fontsize=8)
     ax.set(yscale="log", ylabel="GB at the fullest moment")
     ax.set_xticks(range(len(rows)), [row["name"] for row in rows], fontsize=8, rotation=15)
-    ax.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)  # inside it would lie over bars
