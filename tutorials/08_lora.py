@@ -638,8 +638,9 @@ with threadpool_limits(1):
 lost = {r: (loss - whole_update) / (untouched - whole_update) for r, loss in after.items()}
 assert lost[8] < 0.15 and lost[8] < 1 - share.mean()
 kit.say(
-    f"The base's loss is {untouched:.2f}, after full training {whole_update:.2f}. With no direction of any matrix it is "
-    f"{after[0]:.2f}, since norms and embedding keep their change; with 8 of each it is {after[8]:.2f}: {1 - share.mean():.0%} of the update is gone, but {lost[8]:.0%} of what was learned."
+    f"The base's loss is {untouched:.2f}, after full training {whole_update:.2f}. With no direction of any matrix it "
+    f"is {after[0]:.2f}, since norms and embedding keep their change. With 8 of each it is {after[8]:.2f}: "
+    f"{1 - share.mean():.0%} of the update is gone, but {lost[8]:.0%} of what was learned."
 )
 
 # %% [markdown]

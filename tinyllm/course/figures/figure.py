@@ -103,7 +103,8 @@ class Figure:
         """Show it in a notebook, in a frame of its own; a script prints what it shows, and how to have it as a file."""
         html = self._repr_html_() if in_notebook() else ""
         title = self.title if self.title.endswith("?") else f"{self.title}."
-        show_html(html, [f"figure one can touch: {title} {self.words} (Of a figure f, f.save(\"folder\") makes a file.)"])
+        file = 'Of a figure f, f.save("folder") makes a file.'
+        show_html(html, [f"figure one can touch: {title} {self.words} {file}"])
 
     def _repr_html_(self) -> str:
         page, style = escape(self.html, quote=True), "width:100%;height:40em;border:0"
