@@ -23,6 +23,7 @@ def nf4() -> Figure:
     return figures.nf4_microscope(weights(), np.linspace(-1, 1, 8))
 
 
+@functools.cache
 def chaffs() -> Figure:
     own = {
         "cut off": lambda bits: bits >> 16,
@@ -99,6 +100,7 @@ extern "C" __global__ void sum(const float* x, float* y) {
 SUMS = {"with the barrier": SUM, "without": SUM.replace("        __syncthreads();\n", "")}
 
 
+@functools.cache
 def barriers() -> Figure:
     return figures.threads_between_barriers(SUMS, "sum", 8, (np.arange(8, dtype="f"), np.zeros(1, "f")))
 

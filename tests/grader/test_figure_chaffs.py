@@ -8,14 +8,17 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from figure_cases import chaffs
 
 from tinyllm.course.exercises import EXERCISES
 from tinyllm.course.figures import Figure, mistakes_against_properties
 from tinyllm.course.judge.rooms import Here
 from tinyllm.course.judge.verdict import judge
+
+sys.path.append(str(Path(__file__).parents[1] / "course"))
+from figure_cases import chaffs  # noqa: E402
 
 ROUND = EXERCISES["06-round"]
 
