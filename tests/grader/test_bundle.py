@@ -72,10 +72,15 @@ def test_it_is_told_what_is_there_or_missing(tmp_path, capsys, monkeypatch):
     clone = tmp_path / "clone"
     (clone / "docs" / "_build" / "html").mkdir(parents=True)
     (clone / "docs" / "_build" / "html" / "index.html").write_text("pages")
+    (clone / "docs" / "lessons").mkdir()
+    frame = '<iframe title="A figure" srcdoc="&lt;p&gt;"></iframe>'
+    ran = {"cells": [{"outputs": [{"data": {"text/html": frame}}]}]}
+    (clone / "docs" / "lessons" / "08_lora.ipynb").write_text(json.dumps(ran))
     (clone / "tutorials").mkdir()
     (clone / "pyproject.toml").write_text("")
     monkeypatch.setattr(module, "wheels", lambda root, folder, *rest: folder.mkdir(parents=True))
     said: list[str] = []
     bundle(clone, tmp_path / "room", ["linux"], "3.12", report=said.append)
     assert (tmp_path / "room" / "site" / "index.html").exists() and "site/index.html" in said[0]
+    assert (tmp_path / "room" / "figures" / "08-a-figure.html").read_text() == "<p>"
     assert {p.name for p in tmp_path.iterdir()} == {"clone", "room"}

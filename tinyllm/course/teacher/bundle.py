@@ -129,6 +129,7 @@ def _pages(root: Path, folder: Path) -> str:
     if not (site / "index.html").is_file():
         return ""
     shutil.copytree(site, folder / "site", ignore=shutil.ignore_patterns(".doctrees"))
+    (folder / "figures").mkdir()
     for lesson in sorted((root / "docs" / "lessons").glob("[0-9][0-9]_*.ipynb")):
         for name, page in figures(lesson.read_text(encoding="utf-8")):
             write_text(folder / "figures" / f"{lesson.stem[:2]}-{name}.html", page)
