@@ -129,13 +129,13 @@ def test_a_large_gradient_is_told_by_its_norm():
     assert backward_steps((half * half).sum()).data["steps"][-1]["gradient"]["numbers"] == [4, 4]
 
 
-def test_numbers_that_are_not_finite_are_words(tmp_path):
+def test_numbers_that_are_not_finite_are_words():
     x, y = Parameter(np.array([0.0, 1.0])), Parameter(np.array(0.0))
     with np.errstate(all="ignore"):
         figure = backward_steps((x.log() * np.array([0.0, 1.0])).sum() + y.log())
     gradients_of_leaves = [step["gradient"]["numbers"] for step in figure.data["steps"] if step["leaf"]]
     assert sorted(gradients_of_leaves, key=len) == [["inf"], ["nan", 1.0]]
-    assert figure.save(tmp_path).exists() and '"nan"' in figure.html
+    assert '"nan"' in figure.html
 
 
 def test_names_come_from_the_model_and_long_ones_are_cut_in_the_box_alone():

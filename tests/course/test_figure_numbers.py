@@ -98,6 +98,21 @@ def test_the_ways_hold_what_they_say_and_the_model_stays_as_it_was():
     assert len({row["loss"] for row in data["ways"]}) >= 3
 
 
+def test_a_loss_that_changes_its_model_does_no_harm():
+    model = tuned()
+    model.train()
+
+    def loss(given):
+        given.eval()
+        for p in given.parameters():
+            p.data[...] = 0
+        return 1.0
+
+    before = [p.data.copy() for p in model.parameters()]
+    figures.merge_lab(model, kit.base().state_dict(), UP, loss)
+    assert model.training and all((p.data == b).all() for p, b in zip(model.parameters(), before, strict=True))
+
+
 def arrays_of(model):
     for name, p in model.named_parameters():
         yield name, p.data

@@ -61,7 +61,9 @@ def merge_lab(
         raise ValueError(f"{layer!r} is no adapted layer of this model; adapted are {known}, ...: model.get(path)")
     base = to_host(stored(layers[layer].base_layer.weight).dense())
     trained = to_host(layers[layer].fold(stored(layers[layer].base_layer.weight)))
-    rows = [_row(TRAINED, "four bits, and A and B in floats", model, trained, trained, None, loss, write)]
+    # `loss` and `write` may change what they are given, its mode at least.
+    unmerged = copy.deepcopy(model)
+    rows = [_row(TRAINED, "four bits, and A and B in floats", unmerged, trained, trained, None, loss, write)]
     for name, words in WAYS.items():
         merged: Any = merge_lora(copy.deepcopy(model), keep_base=False, base=original if name == "original" else name)
         weight = stored(merged.get(layer).weight)
