@@ -17,11 +17,12 @@ SIGN_EXPONENT_MANTISSA = np.int32(~0x70001FFF)  # of a float16 that was shifted 
 @replaceable
 def to_bfloat16(w: Any) -> Any:
     """The upper 16 bits of each float32, rounded to nearest, ties to even; uint16 of the same shape. NaN stays NaN."""
-    xp = of(w).xp
-    bits = xp.ascontiguousarray(w, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    w = of(w).xp.ascontiguousarray(w, dtype=np.float32)
+    bits, nan = w.view(np.uint32), w != w
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     # A NaN's digits may all be in the lower half, or carry into its exponent and sign: it is cut, and marked as one.
-    return xp.where(bits & 0x7FFFFFFF > 0x7F800000, bits >> 16 | 0x40, rounded).astype(np.uint16)
+    rounded[nan] = bits[nan] >> 16 | 0x40
+    return rounded
 
 
 @replaceable
