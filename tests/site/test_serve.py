@@ -5,6 +5,7 @@ What it needs: a Chromium of the system, playwright, and the extra `sandbox`; it
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -21,25 +22,17 @@ from tinyllm.course import kit
 from tinyllm.course.browser import pages
 from tinyllm.course.judge.sandbox import lacking
 from tinyllm.qlora import apply_qlora
+from tutorials import mine
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=f"not run: {lacking()}")
 
-RULE = """
+RULE = (
+    "".join(map(inspect.getsource, (mine.my_clip_factor, mine.my_unbroadcast)))
+    + """
 import numpy as np
 import tinyllm
 from tinyllm.course import kit
 from tinyllm.qlora import apply_qlora
-
-def my_clip_factor(norm, max_norm):
-    return min(1.0, max_norm / norm) if norm else 1.0
-
-def my_unbroadcast(g, shape):
-    while g.ndim > len(shape):
-        g = g.sum(axis=0)
-    for axis, n in enumerate(shape):
-        if n == 1:
-            g = g.sum(axis=axis, keepdims=True)
-    return g
 
 def losses():
     tinyllm.manual_seed(0)
@@ -47,6 +40,7 @@ def losses():
     with tinyllm.use(clip_factor=my_clip_factor, unbroadcast=my_unbroadcast):
         return kit.fine_tune(model, steps=3, size=2, time=32)
 """
+)
 WRONG = """
 def lora_row(x, W, A, B, alpha):
     return W @ x + alpha * (B @ (A @ x))

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend import random
 from tinyllm.backend.names import is_whole
 from tinyllm.course import kit
 from tinyllm.data.batches import Batch
@@ -89,12 +88,9 @@ def _known(number: int) -> Case:
 
 
 def _adapted() -> DecoderModel:
-    place, model = random.default.state, kit.base()
-    try:
-        random.manual_seed(0)
+    model = kit.base()
+    with kit.seeded():  # whoever looks at a case draws the same numbers afterwards
         apply_lora(model, target_modules="all-linear", verbose=False)
-    finally:
-        random.default.restore(place)  # whoever looks at a case draws the same numbers afterwards
     return model
 
 
@@ -135,7 +131,8 @@ def _itself() -> str:
     losses, _ = _run(model, _steps(4) * 3, labels=lambda batch: batch.ids, lr=1e-2)
     held = _held_out(model)
     prompt = kit.tokenizer().encode("A hacker is")
-    text = kit.tokenizer().decode(generate(_still(model), prompt, 12))
+    model.eval()
+    text = kit.tokenizer().decode(generate(model, prompt, 12))
     return (
         f"The loss of the batches falls {_told(losses)} in {len(losses)} steps, faster than ever before. But the "
         f"held-out loss, measured by somebody else's program, is {held:.2f} afterwards; the base's was {_base():.2f}. "
@@ -183,11 +180,6 @@ def _held_out(model: DecoderModel) -> float:
 
 def _base() -> float:
     return _held_out(kit.base())
-
-
-def _still(model: DecoderModel) -> DecoderModel:
-    model.eval()
-    return model
 
 
 CASES = {

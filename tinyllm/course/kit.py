@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -107,6 +108,17 @@ def _release(version: str) -> tuple[int, ...]:
 def base(storage: str = "float32", **options: Any) -> DecoderModel:
     """The embedded base model, read anew; `options` are those of `DecoderModel.from_pretrained`."""
     return DecoderModel.from_pretrained(assets.path("base"), storage=storage, **options)
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """A ``with`` block with the generator seeded anew, which afterwards goes on from where it was."""
+    place = random.default.state
+    try:
+        random.manual_seed(seed)
+        yield
+    finally:
+        random.default.restore(place)
 
 
 @functools.cache

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 import tinyllm
-from tinyllm.backend import random
 from tinyllm.course import kit
 from tinyllm.course.exercise import Property, Wrong, demand
 from tinyllm.functional import cross_entropy
@@ -25,21 +24,10 @@ CLOSE = 1e-5  # of a loss of about 6, in float32
 Part = Callable[..., Any]
 
 
-@contextmanager
-def _fresh() -> Iterator[None]:
-    """The generator seeded within, and afterwards where it was."""
-    place = random.default.state
-    try:
-        random.manual_seed(0)
-        yield
-    finally:
-        random.default.restore(place)
-
-
 def _losses(loss: Part | None = None, clip: Part | None = None, factor: Part | None = None) -> list[float]:
     """The losses of three LoRA steps of the base, with these parts in place of the engine's."""
     found = []
-    with _fresh():
+    with kit.seeded():
         model = apply_lora(kit.base(), rank=4, verbose=False)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = AdamW(trained, lr=RATE)
@@ -110,7 +98,7 @@ def fine_tunes(part: str, points: int = 1) -> Property:
         near = np.allclose(own, wanted, rtol=0, atol=CLOSE)
         demand(near, f"in {STEPS} steps of fine-tuning the base has the losses {mine} with it, and {theirs} without it")
 
-    return Property("the base is fine-tuned with it", _nothing(), points, law)
+    return Property("the base is fine-tuned with it", st.just(()), points, law)
 
 
 def writes(points: int = 1) -> Property:
@@ -121,10 +109,4 @@ def writes(points: int = 1) -> Property:
         decode = kit.tokenizer().decode
         demand(own == wanted, f"the base wrote {decode(own)!r} with it, and without it {decode(wanted)!r}")
 
-    return Property("the base writes with it", _nothing(), points, law)
-
-
-def _nothing() -> Any:
-    from hypothesis import strategies as st
-
-    return st.just(())
+    return Property("the base writes with it", st.just(()), points, law)
