@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,23 @@ def test_a_mistake_is_caught_by_its_property_and_named(exercise, chaff):
     if not caught.ended:
         assert verdict.mistake is chaff, "\n".join(sentences(verdict))
     assert verdict.earned < exercise.points and page(verdict)
+
+
+@pytest.mark.parametrize(
+    "id, wrong, said",
+    [
+        ("02-ignored", "the mean over all", "in 3 steps of fine-tuning the base has the losses"),
+        ("03-clip", "the sum of the norms", "in 3 steps of fine-tuning the base has the losses"),
+        ("03-schedule", "it begins at 0", "in 3 steps of fine-tuning the base has the losses"),
+        ("05-topp", "it may be empty", "the engine cannot go on with it"),
+        ("05-topp", lambda p, top_p: [p.index(max(p))], "the base wrote"),
+    ],
+)
+def test_in_the_engine_a_wrong_part_is_noticed(id, wrong, said):
+    exercise = EXERCISES[id]
+    function = next(c.function for c in exercise.chaffs if c.name == wrong) if isinstance(wrong, str) else wrong
+    (run,) = judge(replace(exercise, properties=exercise.properties[-1:]), Here({exercise.function: function})).outcomes
+    assert not run.passed and run.said.startswith(said), run.said
 
 
 @by_id

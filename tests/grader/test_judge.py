@@ -266,7 +266,7 @@ READS = """
 import os
 def f(x):
     found = []
-    for place, _, files in os.walk("/"):
+    for place, _, files in [*os.walk("/"), *os.walk("/engine"), *os.walk("/usr")]:
         found += [os.path.join(place, name) for name in files]
     return found
 """
@@ -312,11 +312,22 @@ def test_a_sandbox_gives_nothing_away(text, raised, said):
 @in_sandbox
 def test_in_a_sandbox_there_are_no_files_but_the_engine_without_its_answers():
     found = sandboxed(READS).value
+    assert "/engine/tinyllm/optim.py" in found
     assert not [name for name in found if not name.startswith(("/engine/tinyllm/", "/usr/"))]
     assert not [name for name in found if "exercises" in name or "assets/base" in name]
     layer, optim = sandboxed(ENGINE, "tinyllm.lora.layer.lora_fold", "tinyllm.optim.AdamW").value
     assert "w + scale * (B @ A)" not in layer and "lora_fold is empty" in layer and "class LoRALinear" in layer
     assert "adamw_step" not in optim and "AdamW is empty" in optim and "def clip_grad_norm" in optim
+
+
+@in_sandbox
+def test_words_without_the_token_are_no_answer():
+    """The guest's own function is replaced: what it says afterwards is no answer, although it is JSON."""
+    made = Sandbox("def f(x):\n from tinyllm.course.judge import guest; guest.turn = print", seconds=1)
+    try:
+        assert made.call("f", (1,)).raised == "" and made.call("f", (1,)).raised == "Died"
+    finally:
+        made.close()
 
 
 @in_sandbox

@@ -122,6 +122,11 @@ def test_an_endless_cell_is_stopped(lesson):
     lesson.get_by_role("button", name="Stop").click()
     ready(lesson)
     assert ran(lesson, "print(4)") == "4"
+    for _ in range(100):  # the browser lets the old one a moment to end by itself
+        if len(lesson.workers) == 1:
+            return
+        lesson.wait_for_timeout(100)
+    pytest.fail("the endless cell goes on, unseen")
 
 
 @pytest.mark.parametrize("page", ["", *(f"lesson/{n}" for n in pages.LESSONS)])
